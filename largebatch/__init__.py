@@ -1,0 +1,1 @@
+"""Honest, reproducible large-minibatch training."""

@@ -1,0 +1,199 @@
+"""BatchNorm as k separate workers would compute it, for many workers in one process.
+
+Every worker normalises its own n samples; statistics are never taken across workers. A forward pass over g·n
+samples is cut into g groups, and each BatchNorm is called once a group, as each worker would call it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class Peers(Protocol):
+    """The processes that share the k workers."""
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over them in place."""
+
+    def broadcast(self, values: Tensor) -> None:
+        """Give all of them the first one's values."""
+
+
+class PerWorker:
+    """Mixed into a BatchNorm class: a training pass calls the module once for every group of n samples.
+
+    ``momenta`` has one entry a group: by how much that group moves the running statistics, None for not at all.
+    """
+
+    momenta: tuple[float | None, ...] = (None,)
+    training: bool
+    track_running_stats: bool
+    momentum: float
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the normalised batch: shape (g · n, C, …) in and out."""
+        if not self.training:
+            return super().forward(x)  # type: ignore[misc,no-any-return]
+        outputs = []
+        for group, momentum in zip(x.chunk(len(self.momenta)), self.momenta, strict=True):
+            # Without tracking, a BatchNorm uses the batch's statistics and leaves the buffers alone.
+            self.track_running_stats = momentum is not None
+            self.momentum = 0.0 if momentum is None else momentum
+            outputs.append(super().forward(group))  # type: ignore[misc]
+        self.track_running_stats = True
+        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+
+
+_classes: dict[str, type[Any]] = {}
+
+
+def _per_worker_class(cls: type[nn.Module]) -> type[Any]:
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    if name not in _classes:
+        _classes[name] = type(f"PerWorker{cls.__name__}", (PerWorker, cls), {})
+    return _classes[name]
+
+
+def convert(norm: nn.Module) -> None:
+    """Give a BatchNorm its per-worker form in place; parameters, buffers and names stay."""
+    if not isinstance(norm, PerWorker):
+        norm.__class__ = _per_worker_class(type(norm))
+
+
+def _count(norm: nn.Module, momenta: tuple[float | None, ...]) -> None:
+    cast(PerWorker, norm).momenta = momenta
+
+
+def batchnorms(model: nn.Module) -> list[_BatchNorm]:
+    """Return every BatchNorm of the model, by type: subclasses with an activation of their own included."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@dataclass
+class RunningStatistics:
+    """The written policy of whose statistics the running averages follow, the same on any hardware.
+
+    worker0: the statistics of logical worker 0, wherever it runs (what one worker of the paper sees).
+    mean: the mean of the k workers' statistics.
+
+    Attributes:
+        model: Its BatchNorms are converted in place; parameter and buffer names stay.
+        policy: ``worker0`` or ``mean``.
+        momentum: In PyTorch's convention, 0.1 for the paper's 0.9.
+        groups: Workers in one forward pass.
+        first: Whether logical worker 0 is this process's first.
+    """
+
+    model: nn.Module
+    policy: str
+    momentum: float
+    groups: int
+    first: bool
+    steps: int = 0
+    _norms: list[_BatchNorm] = field(init=False)
+    _buffers: list[Tensor] = field(init=False)
+    _before: list[Tensor] = field(init=False, default_factory=list)
+    _sum: list[Tensor] = field(init=False, default_factory=list)
+    _passes: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._norms = batchnorms(self.model)
+        for norm in self._norms:
+            convert(norm)
+        tracked = [norm for norm in self._norms if norm.running_mean is not None]
+        self._buffers = [norm.running_mean for norm in tracked if norm.running_mean is not None]
+        self._buffers += [norm.running_var for norm in tracked if norm.running_var is not None]
+
+    def before_pass(self, number: int) -> None:
+        """Say which groups of this step's pass ``number`` move the running statistics, and by how much."""
+        momenta: tuple[float | None, ...]
+        if self.policy == "worker0":
+            counts = number == 0 and self.first
+            momenta = (self.momentum if counts else None,) + (None,) * (self.groups - 1)
+        else:
+            # From zero, weights 1, 1/2, 1/3 … leave the plain mean of the pass's groups in the buffers.
+            momenta = tuple(1 / group for group in range(1, self.groups + 1))
+            if number == 0:
+                self._before = [buffer.clone() for buffer in self._buffers]
+            torch._foreach_zero_(self._buffers)
+        for norm in self._norms:
+            _count(norm, momenta)
+
+    def after_pass(self, number: int) -> None:
+        """Keep what the pass measured."""
+        if self.policy == "mean":
+            if number == 0:
+                self._sum = [buffer.clone() for buffer in self._buffers]
+            else:
+                torch._foreach_add_(self._sum, self._buffers)
+            self._passes = number + 1
+
+    def after_step(self) -> None:
+        """Move the running statistics by one step."""
+        self.steps += 1
+        if self.policy == "mean" and self._buffers:
+            torch._foreach_copy_(self._buffers, self._before)
+            torch._foreach_mul_(self._buffers, 1 - self.momentum)
+            torch._foreach_add_(self._buffers, self._sum, alpha=self.momentum / self._passes)
+
+    def synchronise(self, peers: Peers) -> None:
+        """Give every process the policy's statistics: before an evaluation, a checkpoint, the end.
+
+        A process that owns some of the workers holds their mean; as the average is linear, the mean over
+        processes, taken whenever it is needed, is the mean over all k workers.
+        """
+        for norm in self._norms:
+            if norm.num_batches_tracked is not None:
+                norm.num_batches_tracked.fill_(self.steps)
+        if peers.size == 1 or not self._buffers:
+            return
+        flat = torch.cat([buffer.flatten() for buffer in self._buffers])
+        if self.policy == "worker0":
+            peers.broadcast(flat)
+        else:
+            peers.sum(flat).div_(peers.size)
+        for buffer, part in zip(self._buffers, torch.split(flat, [b.numel() for b in self._buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
+
+
+@contextmanager
+def recomputed(model: nn.Module, forward: Callable[[Tensor], Any], batches: Iterable[Tensor]) -> Iterator[None]:
+    """Put fresh statistics in the place of the running ones, and the running ones back afterwards.
+
+    With a large minibatch the running averages are updated less often and lag behind (section 5.2 of the paper);
+    plain means over some worker batches, with the weights as they are, do not.
+
+    Args:
+        model: With BatchNorms that :class:`RunningStatistics` has converted.
+        forward: What makes the model see a batch.
+        batches: Training images of one worker each.
+    """
+    norms = [norm for norm in batchnorms(model) if norm.running_mean is not None]
+    kept = [{name: buffer.clone() for name, buffer in norm.named_buffers(recurse=False)} for norm in norms]
+    was_training, momenta = model.training, [cast(PerWorker, norm).momenta for norm in norms]
+    model.train()
+    with torch.no_grad():
+        for number, images in enumerate(batches, start=1):
+            for norm in norms:
+                _count(norm, (1 / number,))
+            forward(images)
+    model.train(was_training)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for norm, before, groups in zip(norms, kept, momenta, strict=True):
+                _count(norm, groups)
+                for name, buffer in norm.named_buffers(recurse=False):
+                    buffer.copy_(before[name])

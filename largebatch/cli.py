@@ -1,0 +1,309 @@
+"""The command line: the one place that knows Hydra.
+
+sub-command → composed configuration → typed configuration → function. Commands import what they need when they
+run, so that ``--help`` and mistakes in words cost no import of torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, is_dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NoReturn
+
+from largebatch.config import Config, Placement, UserError, nearest, one_of, place
+from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.record import (
+    default_directory,
+    describe,
+    differences,
+    holds_run,
+    read_provenance,
+    read_summary,
+    write_summary,
+)
+
+FAULT, MISTAKE, DIVERGED = 1, 2, 3
+STATUS = {"done": 0, "stopped": 0, "diverged": DIVERGED, "failed": FAULT}
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a command: composed values, and the sweep's directory where it is an arm of one."""
+
+    values: Values
+    sweep: Path | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call came to: exit status, and where there is one the run's directory and summary."""
+
+    status: int
+    directory: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command: its line in the list, and what it does for one call."""
+
+    summary: str
+    run: Callable[[Call], Outcome]
+
+
+def configuration_directory() -> Path:
+    """Return conf/: inside the package where it was installed, beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+def train(call: Call) -> Outcome:
+    """Train one run."""
+    config = Config.from_mapping(call.values)
+    from largebatch.launch import Stopped, launch
+    from largebatch.world import hardware, started_outside
+
+    placement = place(config, hardware(), started_outside())
+    directory = Path(config.run_dir or default_directory(config, placement.precision, call.sweep))
+    over = _run_is_over(config, placement, directory)
+    if over:
+        _say(f"{over['status']} already: {directory} (error {over['final_error']} %). Nothing was changed.")
+        return Outcome(STATUS[over["status"]], str(directory), over)
+    from largebatch.train import fit
+
+    try:
+        summary = launch(fit, (config, placement, directory), placement.processes, placement.threads)
+    except Stopped as stop:
+        summary = {"status": "interrupted", "signal": stop.signal, **(read_summary(directory) or {})}
+    except BaseException as error:
+        _note_failure(directory, error)
+        raise
+    if summary["status"] == "interrupted":
+        return Outcome(INTERRUPTED if summary["signal"] == "SIGINT" else ENDED, str(directory), summary)
+    return Outcome(STATUS[summary["status"]], str(directory), summary)
+
+
+def _run_is_over(config: Config, placement: Placement, directory: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that has nothing left to do, or None where there is something to train.
+
+    Raises:
+        UserError: the directory holds a run that was not asked for.
+    """
+    if not holds_run(directory):
+        return None
+    summary = read_summary(directory) or {"status": "running"}
+    if not config.resume:
+        raise UserError(
+            f"run_dir={directory} holds a run already (status {summary['status']}): use resume=true to go on with "
+            "it, or another run_dir."
+        )
+    before = read_provenance(directory) or {}
+    now = {**config.experiment(placement.precision), "seed": config.seed}
+    changed = differences({**before.get("experiment", {}), "seed": before.get("seed")}, now)
+    if changed:
+        raise UserError(
+            f"run_dir={directory} holds another experiment, so it cannot be resumed as this one: "
+            f"{'; '.join(changed)}. Use another run_dir."
+        )
+    wanted = min(config.iterations or math.inf, summary.get("scheduled_iterations", math.inf))
+    over = summary["status"] == "diverged" or summary.get("iterations", -1) >= wanted
+    return summary if over and summary["status"] in STATUS and summary["status"] != "failed" else None
+
+
+def _note_failure(directory: Path, error: BaseException) -> None:
+    """Correct the summary of a run whose rank 0 was killed before it could."""
+    if (read_summary(directory) or {}).get("status") == "running":
+        write_summary(directory, {"status": "failed", "reason": str(error).splitlines()[0] if str(error) else ""})
+
+
+def explain(call: Call) -> Outcome:
+    """Print what train would do."""
+    shape, rates = call.values.pop("format"), call.values.pop("rates")
+    one_of("format", shape, ("text", "json"))
+    one_of("rates", rates, ("table", "full"))
+    if rates == "full" and shape == "text":
+        raise UserError("rates=full lists every iteration, which is for programs: add format=json.")
+    config = Config.from_mapping(call.values)
+    from largebatch.explain import as_text, explain
+    from largebatch.world import hardware
+
+    facts = explain(config, place(config, hardware()), full=rates == "full")
+    print(json.dumps(facts, indent=None if rates == "full" else 2) if shape == "json" else as_text(facts))
+    return Outcome(0)
+
+
+COMMANDS = {
+    "train": Command("train a network from k workers of n samples each, and record the run", train),
+    "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
+}
+
+
+def main() -> NoReturn:
+    """Run the command line, and exit with its status."""
+    try:
+        status = run(sys.argv[1:])
+    except UserError as error:
+        _say(f"largebatch: {error}")
+        status = MISTAKE
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has left, as head does
+        sys.stdout = None
+        status = FAULT
+    sys.exit(status)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line, without the program's name, and return its exit status.
+
+    Raises:
+        UserError: a mistake in it.
+    """
+    if _asks_for_completion(arguments):
+        return _complete(arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(_usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"largebatch {metadata.version('largebatch')}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"'{name}' is not a command. It takes {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
+    return compose(name, rest)
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "largebatch: honest, reproducible large-minibatch training. k is the experiment, the hardware is not.",
+            "",
+            "largebatch COMMAND [key=value …]",
+            "",
+            *lines,
+            "",
+            "largebatch COMMAND --help lists its keys. Start with: largebatch train",
+            'Completion in bash: eval "$(largebatch -sc install=bash)"',
+        ]
+    )
+
+
+def compose(name: str, arguments: list[str]) -> int:
+    """Compose the configuration of a command with Hydra, and run it once, or once for every arm of a sweep."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us, to be put into a sentence
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import HydraException
+    from hydra.types import RunMode
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    outcomes: list[tuple[str, Outcome]] = []
+
+    @hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)
+    def application(composed: DictConfig) -> None:
+        values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
+        values.pop("experiment", None)
+        hydra_config = HydraConfig.get()
+        if hydra_config.mode != RunMode.MULTIRUN:
+            outcomes.append(("", COMMANDS[name].run(Call(values, None))))
+            return
+        if "RANK" in os.environ:
+            raise UserError("a sweep (-m) cannot be run inside a rank: start it once, without torchrun.")
+        arm = " ".join(hydra_config.overrides.task)
+        try:
+            outcome = COMMANDS[name].run(Call(values, Path(hydra_config.sweep.dir)))
+        except UserError as error:
+            _say(f"largebatch: {error}")
+            outcome = Outcome(MISTAKE, summary={"status": "failed"})
+        except Exception:  # an arm's fault is shown, and the sweep goes on
+            traceback.print_exc()
+            outcome = Outcome(FAULT, summary={"status": "failed"})
+        outcomes.append((arm, outcome))
+        if outcome.status in (INTERRUPTED, ENDED):
+            raise KeyboardInterrupt
+
+    sys.argv = ["largebatch", *arguments]
+    try:
+        application()
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_in_a_sentence(error)) from None
+    except KeyboardInterrupt:
+        if not outcomes:
+            raise
+    if not outcomes:  # --help, --cfg
+        return 0
+    if not outcomes[0][0]:
+        return outcomes[0][1].status
+    _say("\n" + describe((arm, outcome.summary) for arm, outcome in outcomes))
+    statuses = {outcome.status for _, outcome in outcomes}
+    if statuses & {INTERRUPTED, ENDED}:
+        return max(statuses & {INTERRUPTED, ENDED})
+    return 0 if statuses <= {0, DIVERGED} else FAULT
+
+
+def _in_a_sentence(error: Exception) -> str:
+    """Put what Hydra found wrong into one sentence, with the nearest key."""
+    text = str(error)
+    cause = f"{text}\n{error.__cause__ or ''}"
+    if found := re.search(r"Could not override '([^']+)'", text):
+        return f"'{found[1]}' is not a key.{nearest(found[1], _keys())} `--help` lists them all."
+    if found := re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s+(.*)", text, re.DOTALL):
+        group, given, options = found[1], found[2], found[3].split()
+        return f"{group}={given} is not known: it takes {', '.join(options)}.{nearest(given, options)}"
+    if "mismatched input" in text or "extraneous input" in text or "token recognition" in text or "no viable" in text:
+        first = text.splitlines()[0]
+        return (
+            f"{first}. It is read as key=value; put a value with = , [ or spaces into quotes: 'run_dir=\"runs/k=8\"'."
+        )
+    return " ".join(cause.split())
+
+
+def _keys() -> list[str]:
+    def walk(cls: type, prefix: str) -> list[str]:
+        keys = []
+        for name, kind in typing.get_type_hints(cls).items():
+            keys.append(prefix + name)
+            keys += walk(kind, f"{prefix}{name}.") if is_dataclass(kind) and isinstance(kind, type) else []
+        return keys
+
+    return [*walk(Config, ""), "experiment", "format"]
+
+
+def _asks_for_completion(arguments: list[str]) -> bool:
+    return any(word in ("-sc", "--shell-completion") for word in arguments)
+
+
+def _complete(arguments: list[str]) -> int:
+    """Answer the shell: names of commands first, then Hydra's completion of that command's keys."""
+    line = os.environ.get("COMP_LINE", "")
+    program, _, rest = line.partition(" ")
+    if "query" not in " ".join(arguments):
+        return compose("train", [word for word in arguments if word not in COMMANDS])
+    name, space, words = rest.lstrip().partition(" ")
+    if not space:
+        print(" ".join(command for command in COMMANDS if command.startswith(name)))
+        return 0
+    if name in COMMANDS:
+        os.environ["COMP_LINE"] = f"{program} {words}"
+        return compose(name, [word for word in arguments if word not in COMMANDS])
+    return 0
+
+
+def _say(text: str) -> None:
+    """Print a line for people, once for a group of processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,582 @@
+"""What a run is: frozen values, checked once, and the quantities that follow from them.
+
+Hydra composes plain values from ``conf/``; :func:`Config.from_mapping` checks them and refuses keys it does
+not know. k and n are inputs; the minibatch, the reference rate and the number of iterations are properties,
+so that no override can leave one of them stale. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from largebatch.schedule import SCALINGS, RateSchedule, reference_rate
+
+T = TypeVar("T")
+
+PRECISIONS = ("fp32", "bf16", "fp64")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for: shown as one sentence, exit status 2, never a traceback."""
+
+
+def nearest(word: str, allowed: typing.Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the closest allowed word, or "" where none is close."""
+    close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def one_of(key: str, value: str, allowed: typing.Sequence[str]) -> None:
+    """Raise :class:`UserError` unless ``value`` is among ``allowed``."""
+    if value not in allowed:
+        raise UserError(f"{key}={value} is not known: it takes {', '.join(allowed)}.{nearest(value, allowed)}")
+
+
+def at_least(key: str, value: float | None, least: float) -> None:
+    """Raise :class:`UserError` if ``value`` is given and below ``least``."""
+    if value is not None and not value >= least:
+        raise UserError(f"{key}={value} is too small: it takes {least:g} or more.")
+
+
+@dataclass(frozen=True)
+class RateConfig:
+    """Learning rate of the small-minibatch baseline and how it scales.
+
+    ``base`` is η at ``base_minibatch`` samples; ``scaling`` is linear (the paper's rule), sqrt or none.
+    """
+
+    base: float
+    base_minibatch: int
+    scaling: str
+
+    def __post_init__(self) -> None:
+        if not (self.base > 0 and math.isfinite(self.base)):
+            raise UserError(f"lr.base={self.base} is not a rate: it takes a number above 0.")
+        at_least("lr.base_minibatch", self.base_minibatch, 1)
+        one_of("lr.scaling", self.scaling, SCALINGS)
+
+
+@dataclass(frozen=True)
+class BatchNormConfig:
+    """Whose statistics the running averages follow, and by how much a step moves them.
+
+    ``running`` is worker0 (what one worker sees, the paper's) or mean (over the k workers). ``momentum`` is in
+    PyTorch's convention: 0.1 is the paper's 0.9. ``recompute`` also evaluates with statistics averaged over
+    ``recompute_batches`` worker batches of training images.
+    """
+
+    running: str
+    momentum: float
+    recompute: bool
+    recompute_batches: int
+
+    def __post_init__(self) -> None:
+        one_of("bn.running", self.running, ("worker0", "mean"))
+        if not 0 < self.momentum <= 1:
+            raise UserError(f"bn.momentum={self.momentum} is out of range: it takes a number above 0, up to 1.")
+        at_least("bn.recompute_batches", self.recompute_batches, 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A network by name.
+
+    ``source`` is own, torchvision or timm; ``init`` is paper (He, N(0, 0.01²), γ = 1), own (what the library
+    does) or auto: paper for residual networks, own elsewhere. ``zero_gamma`` sets γ = 0 in the last BN of every
+    residual block under ``init=paper``. ``stem_stride`` is the first convolution's, for our small networks.
+    """
+
+    name: str
+    source: str
+    init: str
+    zero_gamma: bool
+    stem_stride: int
+
+    def __post_init__(self) -> None:
+        one_of("model.source", self.source, ("own", "torchvision", "timm"))
+        one_of("model.init", self.init, ("auto", "paper", "own"))
+        at_least("model.stem_stride", self.stem_stride, 1)
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """A set of labelled images: its size, its shape, and what a training crop is.
+
+    ``train_images`` and ``val_images`` may be null only for image folders, which are counted. ``crop`` is none,
+    pad (zero padding of ``pad`` pixels and a random window, for small images) or resized (random scale and
+    aspect ratio). ``height`` and ``width`` are the network's input in pixels. ``mean`` and ``std`` are per
+    channel, for pixels in [0, 1].
+    """
+
+    name: str
+    root: str | None
+    train_images: int | None
+    val_images: int | None
+    classes: int | None
+    channels: int
+    height: int
+    width: int
+    crop: str
+    pad: int
+    flip: bool
+    resize: int | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    decoder: str
+    on_error: str
+
+    def __post_init__(self) -> None:
+        one_of("dataset.crop", self.crop, ("none", "pad", "resized"))
+        one_of("dataset.on_error", self.on_error, ("stop", "skip"))
+        one_of("dataset.decoder", self.decoder, ("none", "pillow"))
+        for key in ("train_images", "val_images", "classes", "channels", "height", "width"):
+            at_least(f"dataset.{key}", getattr(self, key), 1)
+        at_least("dataset.pad", self.pad, 0)
+        for key in ("mean", "std"):
+            if len(getattr(self, key)) != self.channels:
+                raise UserError(
+                    f"dataset.{key} has {len(getattr(self, key))} values for {self.channels} channels: "
+                    "give one for each channel."
+                )
+        if any(value <= 0 for value in self.std):
+            raise UserError(f"dataset.std={list(self.std)} has a value that is not above 0.")
+
+
+@dataclass(frozen=True)
+class WarmupConfig:
+    """How a large minibatch starts: none, constant or gradual, over ``epochs`` (null: 5/90 of the run's)."""
+
+    name: str
+    epochs: float | None
+
+    def __post_init__(self) -> None:
+        one_of("warmup", self.name, ("none", "constant", "gradual"))
+        at_least("warmup.epochs", self.epochs, 0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """How the rate falls: step (× ``factor`` at each of ``milestones``, in epochs) or cosine (to 0)."""
+
+    name: str
+    milestones: tuple[float, ...] | None
+    factor: float
+
+    def __post_init__(self) -> None:
+        one_of("schedule", self.name, ("step", "cosine"))
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """The update rule: sgd (the paper's), lars or lamb, with its own constants."""
+
+    name: str
+    momentum: float
+    nesterov: bool
+    weight_decay: float
+    trust_coefficient: float
+
+    def __post_init__(self) -> None:
+        one_of("optimizer", self.name, ("sgd", "lars", "lamb"))
+        at_least("optimizer.weight_decay", self.weight_decay, 0)
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"optimizer.momentum={self.momentum} is out of range: it takes 0 up to below 1.")
+        if self.nesterov and self.momentum == 0:
+            raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0.")
+
+
+@dataclass(frozen=True)
+class LoaderConfig:
+    """Loader processes for image folders (null: what the cores allow) and batches each keeps ready."""
+
+    workers: int | None
+    prefetch: int
+
+    def __post_init__(self) -> None:
+        at_least("loader.workers", self.workers, 0)
+        at_least("loader.prefetch", self.prefetch, 1)
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When a checkpoint is written: every so many minutes, and every so many iterations where given."""
+
+    minutes: float
+    every: int | None
+
+    def __post_init__(self) -> None:
+        at_least("checkpoint.minutes", self.minutes, 0)
+        at_least("checkpoint.every", self.every, 1)
+
+
+@dataclass(frozen=True)
+class LauncherConfig:
+    """Who starts the processes: local (this machine), or whatever set RANK and WORLD_SIZE."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. k logical workers of n samples each; everything else is the paper's recipe unless overridden.
+
+    Raises:
+        UserError: a value that is not allowed, with what was given, what is allowed and what to do.
+    """
+
+    k: int
+    n: int
+    seed: int
+    epochs: int
+    iterations: int | None
+    processes: int | None
+    workers_per_pass: int | None
+    threads: int | None
+    precision: str
+    tf32: bool
+    device: str
+    compile: bool
+    channels_last: bool | None
+    deterministic: bool
+    run_dir: str | None
+    resume: bool
+    log_every: int
+    lr: RateConfig
+    bn: BatchNormConfig
+    model: ModelConfig
+    dataset: DatasetConfig
+    warmup: WarmupConfig
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig
+    loader: LoaderConfig
+    checkpoint: CheckpointConfig
+    launcher: LauncherConfig
+
+    def __post_init__(self) -> None:
+        for key in (
+            "k",
+            "n",
+            "epochs",
+            "iterations",
+            "processes",
+            "workers_per_pass",
+            "threads",
+            "log_every",
+        ):
+            at_least(key, getattr(self, key), 1)
+        at_least("seed", self.seed, 0)
+        one_of("precision", self.precision, ("auto", *PRECISIONS))
+        one_of("device", self.device, DEVICES)
+        if self.processes is not None and self.k % self.processes:
+            raise UserError(
+                f"processes={self.processes} does not divide k={self.k}: every process owns the same number of "
+                f"workers. These do: {', '.join(map(str, divisors(self.k)))}."
+            )
+        if self.dataset.train_images is not None:
+            self.check_size(self.dataset.train_images)
+        self._check_epochs()
+
+    def _check_epochs(self) -> None:
+        given = self.schedule.milestones
+        if given is not None and self.schedule.name == "step":
+            shown = "[" + ", ".join(f"{epoch:g}" for epoch in given) + "]"
+            if any(later <= earlier for earlier, later in pairwise(given)):
+                raise UserError(
+                    f"schedule.milestones={shown} are out of order: give epochs that rise, such as [30, 60, 80]."
+                )
+            if given and not (given[0] > 0 and given[-1] < self.epochs):
+                raise UserError(
+                    f"schedule.milestones={shown} do not lie within the run: they must be above 0 and below "
+                    f"epochs={self.epochs}. Null places them at 1/3, 2/3 and 8/9 of the epochs."
+                )
+        if self.warmup.epochs is not None and self.warmup.epochs > self.epochs:
+            raise UserError(
+                f"warmup.epochs={self.warmup.epochs:g} is longer than the run's epochs={self.epochs}: "
+                "null makes it 5/90 of them."
+            )
+
+    def check_size(self, train_images: int) -> None:
+        """Raise :class:`UserError` if one minibatch is larger than the training set."""
+        if self.minibatch > train_images:
+            raise UserError(
+                f"kn = {self.k} × {self.n} = {self.minibatch} is larger than the training set of "
+                f"dataset={self.dataset.name} ({train_images} images): take k ≤ {max(train_images // self.n, 0)} "
+                f"at n={self.n}, or a smaller n."
+            )
+
+    @property
+    def minibatch(self) -> int:
+        """Samples in one step, kn."""
+        return self.k * self.n
+
+    @property
+    def reference_rate(self) -> float:
+        """η̂, the rate after warmup and before the first decay (linear scaling rule: η · kn / base)."""
+        return reference_rate(self.lr.base, self.minibatch, self.lr.base_minibatch, self.lr.scaling)
+
+    @property
+    def milestones(self) -> tuple[float, ...]:
+        """Epochs at which the rate falls; the paper's 30, 60, 80 of 90 in proportion where none are given."""
+        if self.schedule.name != "step":
+            return ()
+        if self.schedule.milestones is not None:
+            return self.schedule.milestones
+        return (self.epochs / 3, self.epochs * 2 / 3, self.epochs * 8 / 9)
+
+    @property
+    def warmup_epochs(self) -> float:
+        """Length of the warmup in epochs: 5 of 90 in proportion where none is given, 0 where there is none."""
+        if self.warmup.name == "none":
+            return 0.0
+        return self.epochs * 5 / 90 if self.warmup.epochs is None else self.warmup.epochs
+
+    def iterations_per_epoch(self, train_images: int) -> int:
+        """Whole minibatches in the training set; the rest of an epoch's permutation is dropped."""
+        return train_images // self.minibatch
+
+    def rates(self, train_images: int) -> RateSchedule:
+        """Return the schedule that gives the rate of every iteration."""
+        per_epoch = self.iterations_per_epoch(train_images)
+        return RateSchedule(
+            base=self.lr.base,
+            reference=self.reference_rate,
+            warmup=self.warmup.name,
+            warmup_iterations=round(self.warmup_epochs * per_epoch),
+            decay=self.schedule.name,
+            milestone_iterations=tuple(round(epoch * per_epoch) for epoch in self.milestones),
+            factor=self.schedule.factor,
+            total_iterations=self.epochs * per_epoch,
+        )
+
+    def total_iterations(self, train_images: int) -> int:
+        """Iterations that the run makes: the schedule's, or fewer where ``iterations`` ends it early."""
+        scheduled = self.epochs * self.iterations_per_epoch(train_images)
+        return scheduled if self.iterations is None else min(scheduled, self.iterations)
+
+    def experiment(self, precision: str) -> dict[str, Any]:
+        """Return what defines the experiment, and nothing else: neither seed nor place, path nor logging.
+
+        ``precision`` is the resolved one: fp32, tf32, bf16 or fp64. Two runs of the same experiment differ by
+        their seed alone, whatever hardware they ran on.
+        """
+        values = dataclasses.asdict(self)
+        kept = {key: values[key] for key in ("k", "n", "epochs", "lr", "model", "optimizer")}
+        kept["precision"] = precision
+        kept["bn"] = {key: values["bn"][key] for key in ("running", "momentum")}
+        kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in ("root", "on_error")}
+        kept["warmup"] = {"name": self.warmup.name, "epochs": self.warmup_epochs}
+        kept["schedule"] = {
+            "name": self.schedule.name,
+            "milestones": self.milestones,
+            "factor": self.schedule.factor,
+        }
+        return kept
+
+    def experiment_hash(self, precision: str) -> str:
+        """Hash of :meth:`experiment`: equal for runs that belong in one mean ± std."""
+        return _digest(self.experiment(precision))
+
+    def run_hash(self, precision: str) -> str:
+        """Hash of the experiment and the seed: one run."""
+        return _digest({**self.experiment(precision), "seed": self.seed})
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Config:
+        """Build from composed plain values; refuse unknown and missing keys and values of another type."""
+        return build(cls, values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return plain values, as :meth:`from_mapping` takes them."""
+        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of ``number``, rising."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return small + [number // d for d in reversed(small) if d * d != number]
+
+
+def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Make the dataclass ``cls`` from ``values``.
+
+    Raises:
+        UserError: an unknown key (the nearest known one is named), a missing one, or a value of another type.
+    """
+    fields = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise UserError(f"'{prefix}{key}' is not a key of this configuration.{nearest(str(key), fields)}")
+    missing = [key for key in fields if key not in values]
+    if missing:
+        raise UserError(f"'{prefix}{missing[0]}' is missing from the configuration.")
+    return cls(**{key: _convert(kind, values[key], prefix + key) for key, kind in fields.items()})
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{key}={_shown(value)} is not known: '{key}' is a group of keys; see {key}=… in --help.")
+        return build(typing.cast(type[Any], kind), value, f"{key}.")
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            element = typing.get_args(option)[0]
+            return tuple(_convert(element, item, key) for item in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise UserError(f"{key}={value} is not a finite number.")
+            return float(value)
+        if option is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if option is str and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)  # a name such as run_dir=2024 is read as a number by the override grammar
+        if isinstance(option, type) and isinstance(value, option) and (option is bool or not isinstance(value, bool)):
+            return value
+    raise UserError(f"{key}={_shown(value)} is of the wrong kind: it takes {_kind_name(options)}.")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _kind_name(options: tuple[Any, ...]) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return " or ".join(names.get(option, "a list of numbers") for option in options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    text = json.dumps(_plain(dict(values)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What this machine offers. ``bf16`` says whether its accelerator (or processor) multiplies in bf16."""
+
+    cores: int
+    gpus: int
+    mps: bool
+    bf16: bool
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where k workers run: changes the time a run takes, never its result.
+
+    ``processes`` is P; a process owns ``workers`` = k/P consecutive workers and computes ``workers_per_pass`` of
+    them in one forward pass. ``threads`` are a process's CPU threads. ``precision`` is fp32, tf32, bf16 or fp64;
+    ``channels_last`` is the memory format of images and convolutions.
+    """
+
+    processes: int
+    workers: int
+    workers_per_pass: int
+    threads: int
+    device: str
+    precision: str
+    channels_last: bool
+
+
+def place(config: Config, hardware: Hardware, world_size: int | None = None) -> Placement:
+    """Decide where the k workers of ``config`` run.
+
+    Args:
+        config: The run.
+        hardware: What this machine offers.
+        world_size: Number of processes where a launcher outside has started them already.
+
+    Raises:
+        UserError: a device, precision or number of processes that cannot be had here.
+    """
+    device = config.device
+    if device == "auto":
+        single = (config.processes or world_size or 1) == 1
+        device = "cuda" if hardware.gpus else "mps" if hardware.mps and single and config.precision != "fp64" else "cpu"
+    if device == "cuda" and not hardware.gpus:
+        raise UserError("device=cuda was asked for, but this machine shows no CUDA GPU: use device=cpu or device=auto.")
+    if device == "mps" and not hardware.mps:
+        raise UserError("device=mps was asked for, but this machine has no Apple GPU: use device=cpu or device=auto.")
+
+    processes = _processes(config, hardware, device, world_size)
+    workers = config.k // processes
+    per_pass = config.workers_per_pass
+    if per_pass is None:
+        limit = 8 if device == "cuda" else 1
+        per_pass = max(d for d in divisors(workers) if d <= limit)
+    elif workers % per_pass:
+        raise UserError(
+            f"workers_per_pass={per_pass} does not divide the {workers} workers of a process (k={config.k} on "
+            f"{processes}). These do: {', '.join(map(str, divisors(workers)))}."
+        )
+    return Placement(
+        processes=processes,
+        workers=workers,
+        workers_per_pass=per_pass,
+        threads=config.threads or max(1, hardware.cores // processes),
+        device=device,
+        precision=_precision(config, hardware, device),
+        channels_last=device == "cuda" if config.channels_last is None else config.channels_last,
+    )
+
+
+def _processes(config: Config, hardware: Hardware, device: str, world_size: int | None) -> int:
+    if world_size is not None:
+        if config.processes not in (None, world_size):
+            raise UserError(
+                f"processes={config.processes} was asked for, but this process was started as one of {world_size} "
+                "(WORLD_SIZE): leave processes out."
+            )
+        if config.k % world_size:
+            raise UserError(
+                f"{world_size} processes were started (WORLD_SIZE), which does not divide k={config.k}. These do: "
+                f"{', '.join(map(str, divisors(config.k)))}."
+            )
+        return world_size
+    if config.processes is not None:
+        if device == "cuda" and config.processes > hardware.gpus:
+            raise UserError(
+                f"processes={config.processes} is more than the {hardware.gpus} GPUs here: a process takes a GPU. "
+                "Leave it out (the workers are shared out), or use device=cpu."
+            )
+        if device == "mps" and config.processes > 1:
+            raise UserError("device=mps runs one process: use processes=1, or device=cpu.")
+        return config.processes
+    return max(d for d in divisors(config.k) if d <= hardware.gpus) if device == "cuda" else 1
+
+
+def _precision(config: Config, hardware: Hardware, device: str) -> str:
+    precision = config.precision
+    if precision == "auto":
+        precision = "bf16" if device == "cuda" and hardware.bf16 else "fp32"
+    if precision == "bf16" and not hardware.bf16:
+        raise UserError(
+            f"precision=bf16 was asked for, but device={device} here has no bf16 arithmetic: use precision=fp32."
+        )
+    if precision == "fp64" and device == "mps":
+        raise UserError("precision=fp64 does not exist on Apple's GPU: use device=cpu.")
+    return "tf32" if precision == "fp32" and config.tf32 and device == "cuda" else precision

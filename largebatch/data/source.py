@@ -1,0 +1,204 @@
+"""Batches of images on the device: from memory, or through loader processes from files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from largebatch.config import DatasetConfig, LoaderConfig, UserError
+from largebatch.data import sets
+from largebatch.data.transforms import crop_and_flip, draw_crops, draw_resized_crop, normalise
+
+
+@dataclass(frozen=True)
+class Batch:
+    """``images`` (batch, C, H, W) normalised, ``labels`` int64 (batch,); ``replaced`` counts corrupt images."""
+
+    images: Tensor
+    labels: Tensor
+    replaced: int = 0
+
+
+class Source(Protocol):
+    """A data set as the training loop sees it. Every batch is a function of (seed, epoch, indices) alone."""
+
+    train_images: int
+    val_images: int
+    classes: int
+
+    def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
+        """Yield the augmented training images of every (epoch, indices)."""
+
+    def validation(self, batches: Sequence[range]) -> Iterator[Batch]:
+        """Yield the validation images of every range of indices, without augmentation."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where and how batches are wanted: device, float32 or float64, and the memory format."""
+
+    device: torch.device
+    dtype: torch.dtype
+    channels_last: bool = False
+
+    def images(self, pixels: Tensor, config: DatasetConfig) -> Tensor:
+        """Turn uint8 pixels (batch, C, H, W) into the network's input."""
+        images = normalise(pixels.to(self.device, non_blocking=True), tuple(config.mean), tuple(config.std), self.dtype)
+        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+
+def open_source(config: DatasetConfig, loader: LoaderConfig, seed: int, target: Target, cores: int) -> Source:
+    """Open a data set.
+
+    Args:
+        config: Which, and how it is augmented.
+        loader: Loader processes, for image folders.
+        seed: The run's seed; decides every crop and flip.
+        target: Where and how batches are wanted.
+        cores: Processor cores of this process, one loader process each where no number is given.
+
+    Raises:
+        UserError: see :func:`sets.load` and :func:`sets.list_folders`.
+    """
+    if config.name not in sets.NAMES:
+        raise UserError(f"dataset.name={config.name} is not known: it takes {', '.join(sets.NAMES)}.")
+    if sets.in_memory(config):
+        return MemorySource(config, seed, target)
+    workers = min(cores, 16) if loader.workers is None else loader.workers
+    return FolderSource(config, seed, target, workers, loader.prefetch)
+
+
+class MemorySource:
+    """A small set, kept as uint8 on the device; crop, flip and normalisation are done there by the batch."""
+
+    def __init__(self, config: DatasetConfig, seed: int, target: Target) -> None:
+        train, val = sets.load(config)
+        device = target.device
+        self._train = sets.ImageSet(train.images.to(device), train.labels.to(device))
+        self._val = sets.ImageSet(val.images.to(device), val.labels.to(device))
+        self._config, self._seed, self._target = config, seed, target
+        self.train_images = config.train_images or len(train.labels)
+        self.val_images = config.val_images or len(val.labels)
+        self.classes = config.classes or int(train.labels.max()) + 1
+        self._check_labels()
+
+    def _check_labels(self) -> None:
+        largest = int(torch.cat([self._train.labels, self._val.labels]).max())
+        if largest >= self.classes:
+            raise UserError(f"dataset.classes={self.classes}, but the labels go up to {largest}.")
+
+    def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
+        """Yield augmented batches; see :class:`Source`."""
+        for epoch, indices in passes:
+            indices = indices.to(self._target.device)
+            images, labels = self._pick(self._train, indices)
+            if self._config.crop == "pad":
+                crops = draw_crops(self._seed, epoch, indices, self._config.pad, self._config.flip)
+                images = crop_and_flip(images, crops, self._config.pad)
+            yield Batch(self._target.images(images, self._config), labels)
+
+    def validation(self, batches: Sequence[range]) -> Iterator[Batch]:
+        """Yield validation batches; see :class:`Source`."""
+        for batch in batches:
+            images, labels = self._pick(self._val, torch.arange(batch.start, batch.stop, device=self._target.device))
+            yield Batch(self._target.images(images, self._config), labels)
+
+    def _pick(self, split: sets.ImageSet, indices: Tensor) -> tuple[Tensor, Tensor]:
+        # Synthetic images repeat: a set of any size from a few.
+        rows = indices % len(split.labels)
+        return split.images[rows], split.labels[rows]
+
+
+class FolderSource:
+    """Class folders of JPEGs (or any images), decoded by loader processes; pixels stay uint8 until the device."""
+
+    def __init__(self, config: DatasetConfig, seed: int, target: Target, workers: int, prefetch: int) -> None:
+        if config.channels != 3:
+            raise UserError(f"dataset.channels={config.channels}: image folders are read as RGB, 3 channels.")
+        train, val = sets.list_folders(config)
+        self._files = (train, val)
+        self._config, self._seed, self._target = config, seed, target
+        self._workers, self._prefetch = workers, prefetch
+        self.train_images, self.val_images = len(train.paths), len(val.paths)
+        self.classes = len(train.classes)
+
+    def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
+        """Yield augmented batches; see :class:`Source`."""
+        return self._load(self._files[0], ([(epoch, int(i)) for i in ids] for epoch, ids in passes), True)
+
+    def validation(self, batches: Sequence[range]) -> Iterator[Batch]:
+        """Yield validation batches; see :class:`Source`."""
+        return self._load(self._files[1], ([(0, index) for index in batch] for batch in batches), False)
+
+    def _load(self, files: sets.FileSet, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
+        loader = DataLoader(
+            _Files(files, self._config, self._seed, train),
+            batch_sampler=batches,  # any iterable of index lists will do
+            num_workers=self._workers,
+            prefetch_factor=self._prefetch if self._workers else None,
+            pin_memory=self._target.device.type == "cuda",
+            collate_fn=_collate,
+        )
+        for pixels, labels, problems in loader:
+            if problems and self._config.on_error == "stop":
+                raise UserError(
+                    f"{problems[0]}. Mend or remove the file, or use dataset.on_error=skip to count such images "
+                    "and replace each by the next one."
+                )
+            images = self._target.images(pixels, self._config)
+            yield Batch(images, labels.to(self._target.device, non_blocking=True), len(problems))
+
+
+_Sample = tuple[Tensor, int, str | None]
+
+
+def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, list[str]]:
+    pixels, labels, problems = zip(*samples, strict=True)
+    return torch.stack(pixels), torch.tensor(labels), [problem for problem in problems if problem]
+
+
+class _Files(Dataset[_Sample]):
+    """Decode one image for (epoch, index); runs in loader processes."""
+
+    def __init__(self, files: sets.FileSet, config: DatasetConfig, seed: int, train: bool) -> None:
+        self._files, self._config, self._seed, self._train = files, config, seed, train
+
+    def __getitem__(self, place: tuple[int, int]) -> _Sample:
+        epoch, index = place
+        problem: str | None = None
+        for step in range(len(self._files.paths)):
+            at = (index + step) % len(self._files.paths)
+            try:
+                pixels = self._decode(self._files.paths[at], epoch, at)
+            # Pillow's decoders raise any of these on damaged files.
+            except (OSError, ValueError, SyntaxError, EOFError) as error:
+                problem = problem or f"corrupt image {self._files.paths[at]}: {error}"
+                if self._config.on_error == "stop":
+                    empty = torch.zeros((3, self._config.height, self._config.width), dtype=torch.uint8)
+                    return empty, 0, problem
+            else:
+                return pixels, self._files.labels[at], problem
+        raise UserError(f"no image of this split can be read; the first problem: {problem}")
+
+    def _decode(self, path: str, epoch: int, index: int) -> Tensor:
+        from PIL import Image
+        from torchvision.transforms import functional
+
+        config = self._config
+        with Image.open(path) as file:
+            image = file.convert("RGB")  # ImageNet holds greyscale, CMYK and PNG files among its .JPEGs
+        size = [config.height, config.width]
+        if self._train and config.crop == "resized":
+            box, mirrored = draw_resized_crop(self._seed, epoch, index, image.width, image.height, config.flip)
+            image = functional.resized_crop(image, *box, size)
+            image = functional.hflip(image) if mirrored else image
+        else:
+            image = functional.resize(image, [config.resize or min(size)])
+            image = functional.center_crop(image, size)
+        pixels: Tensor = functional.pil_to_tensor(image)
+        return pixels

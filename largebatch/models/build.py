@@ -1,0 +1,175 @@
+"""From a name to a network, and from a network to the paper's starting weights."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from largebatch.config import ModelConfig, UserError, nearest
+from largebatch.models.resnet import SmallResNet
+
+
+def build_model(config: ModelConfig, classes: int, channels: int) -> nn.Module:
+    """Make a network with the library's own initialisation.
+
+    Args:
+        config: Its name and source.
+        classes: Width of the output.
+        channels: Channels of the input.
+
+    Raises:
+        UserError: a name that the source does not have (the nearest is named), or a shape it does not take.
+    """
+    if config.source == "own":
+        return _own(config, classes, channels)
+    if not config.name or config.name == "null":
+        raise UserError(f"model={config.source} needs model.name, such as model.name=resnet18.")
+    return (
+        _torchvision(config, classes, channels) if config.source == "torchvision" else _timm(config, classes, channels)
+    )
+
+
+def build_on_meta(config: ModelConfig, classes: int, channels: int) -> nn.Module:
+    """Make a network of shapes alone, which takes neither memory nor time."""
+    with torch.device("meta"):
+        return build_model(config, classes, channels)
+
+
+def check_shapes(config: ModelConfig, classes: int, images: tuple[int, int, int, int]) -> None:
+    """Send shapes of a worker's batch through a network in training mode.
+
+    Args:
+        config: The network.
+        classes: Width of its output.
+        images: (n, C, H, W).
+
+    Raises:
+        UserError: n = 1 with BatchNorm over a 1×1 map, images that the network cannot take, or an output that
+            is not logits alone.
+    """
+    model = build_on_meta(config, classes, images[1]).train()
+    try:
+        logits = model(torch.empty(images, device="meta"))
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            f"n={images[0]} leaves a BatchNorm of model.name={config.name} a single value for each channel (a 1×1 "
+            "map): its statistics would be of one sample. Use n ≥ 2."
+        ) from None
+    except RuntimeError as error:
+        raise UserError(
+            f"model.name={config.name} does not take images of {images[1]}×{images[2]}×{images[3]}: {error}"
+        ) from None
+    if not isinstance(logits, torch.Tensor) or logits.shape != (images[0], classes):
+        raise UserError(
+            f"model.name={config.name} does not return logits of shape (n, classes) in training mode, but "
+            f"{type(logits).__name__}: networks with auxiliary outputs are not supported."
+        )
+
+
+def _own(config: ModelConfig, classes: int, channels: int) -> nn.Module:
+    match = re.fullmatch(r"resnet(\d+)", config.name)
+    depth = int(match[1]) if match else 0
+    if depth < 8 or (depth - 2) % 6:
+        raise UserError(
+            f"model.name={config.name} is not one of our small networks: resnet8, resnet14, resnet20, … (6m + 2 "
+            "layers). For others use model=torchvision or model=timm with model.name."
+        )
+    return SmallResNet(depth, classes, channels, config.stem_stride)
+
+
+def _torchvision(config: ModelConfig, classes: int, channels: int) -> nn.Module:
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if config.name not in names:
+        raise UserError(f"model.name={config.name} is not a torchvision classifier.{nearest(config.name, names)}")
+    if channels != 3:
+        raise UserError(
+            f"model.name={config.name} takes images of 3 channels, these have {channels}: use one of our own "
+            f"(model=resnet8, resnet20, resnet56) or timm's (model=timm model.name={config.name})."
+        )
+    model: nn.Module = models.get_model(config.name, weights=None, num_classes=classes)
+    return model
+
+
+def _timm(config: ModelConfig, classes: int, channels: int) -> nn.Module:
+    import timm
+
+    names = timm.list_models()
+    if config.name.split(".")[0] not in names:
+        raise UserError(f"model.name={config.name} is not a timm model.{nearest(config.name, names)}")
+    model: nn.Module = timm.create_model(config.name, pretrained=False, num_classes=classes, in_chans=channels)
+    return model
+
+
+def _last_batchnorm(block: nn.Module) -> _BatchNorm | None:
+    """Return the last BN on a residual block's main branch, or None for a module that is no such block."""
+    from timm.models import resnet as timm_resnet
+
+    if isinstance(block, Bottleneck | timm_resnet.Bottleneck):
+        last = block.bn3
+    elif isinstance(block, BasicBlock | timm_resnet.BasicBlock):
+        last = block.bn2
+    else:
+        return None
+    return last if isinstance(last, _BatchNorm) else None
+
+
+def residual_batchnorms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the last BN of every residual block by the block's name: those that the paper starts at γ = 0."""
+    found = {name: _last_batchnorm(module) for name, module in model.named_modules()}
+    return {name: last for name, last in found.items() if last is not None}
+
+
+def wants_paper_init(model: nn.Module, config: ModelConfig) -> bool:
+    """Whether the paper's initialisation applies: where asked for, and by default to residual networks."""
+    return config.init == "paper" or (config.init == "auto" and bool(residual_batchnorms(model)))
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, config: ModelConfig) -> list[str]:
+    """Draw the paper's starting weights (section 5.1) from torch's current CPU generator, in place.
+
+    Convolutions: He's normal distribution over the outputs. Linear layers: N(0, 0.01²), bias 0. BN: β = 0 and
+    γ = 1, but γ = 0 in the last BN of every residual block.
+
+    Returns:
+        What could not be applied, a sentence each.
+    """
+    if not wants_paper_init(model, config):
+        why = "asked for" if config.init == "own" else "not a residual network whose blocks are known"
+        return [f"initialisation is {config.source}'s own ({why})"]
+    notes = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, _BatchNorm) and module.affine:
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    last = residual_batchnorms(model)
+    if config.zero_gamma:
+        for norm in last.values():
+            nn.init.zeros_(norm.weight)
+        if not last:
+            notes.append("γ = 0 in the last BN of residual blocks: no block of a known kind was found")
+    kept = sorted({type(m).__name__ for m in model.modules() if _draws_its_own(m)})
+    if kept:
+        notes.append(f"the paper says nothing of {', '.join(kept)}: their own initialisation stays")
+    return notes
+
+
+def _draws_its_own(module: nn.Module) -> bool:
+    known = (nn.Conv2d, nn.Linear, _BatchNorm)
+    return not isinstance(module, known) and any(True for _ in module.parameters(recurse=False))

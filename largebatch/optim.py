@@ -1,0 +1,73 @@
+"""What the optimizer decays, and the optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import SGD, Optimizer
+
+from largebatch.config import OptimizerConfig
+
+# γ and β of every normalisation are spared by the layer's type: a name such as "bn" misses the branches that
+# change the shape, and "one dimension" would spare the biases, which the paper decays.
+NORMALISATIONS = (
+    _BatchNorm,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.modules.instancenorm._InstanceNorm,
+)
+
+
+@dataclass(frozen=True)
+class DecayGroups:
+    """Trainable parameters by name: those that decay, and γ and β of normalisations, which do not."""
+
+    decayed: Mapping[str, nn.Parameter]
+    spared: Mapping[str, nn.Parameter]
+
+
+def decay_groups(model: nn.Module) -> DecayGroups:
+    """Sort the trainable parameters of a model by whether weight decay applies (section 5.1)."""
+    spared_ids = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, NORMALISATIONS)
+        for parameter in module.parameters(recurse=False)
+    }
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return DecayGroups(
+        decayed={name: p for name, p in trained.items() if id(p) not in spared_ids},
+        spared={name: p for name, p in trained.items() if id(p) in spared_ids},
+    )
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+    """Return the optimizer with its two decay groups; its rate is set before every step.
+
+    SGD is PyTorch's form of momentum, u ← m u + g, w ← w − η u: the rate is outside the momentum, so a change
+    of rate needs no correction (remark 2).
+    """
+    groups = decay_groups(model)
+    parameters = [
+        {"params": list(groups.decayed.values()), "weight_decay": config.weight_decay},
+        {"params": list(groups.spared.values()), "weight_decay": 0.0},
+    ]
+    parameters = [group for group in parameters if group["params"]]
+    if config.name == "sgd":
+        return SGD(parameters, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
+    from timm.optim.lamb import Lamb  # imported where used: timm takes a second
+    from timm.optim.lars import Lars
+
+    if config.name == "lars":
+        return Lars(
+            parameters,
+            lr=0.0,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            trust_coeff=config.trust_coefficient,
+        )
+    return Lamb(parameters, lr=0.0, betas=(config.momentum, 0.999))

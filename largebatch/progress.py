@@ -1,0 +1,58 @@
+"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+
+class Progress:
+    """A bar over the run's iterations, with a line above it for every epoch.
+
+    Args:
+        total: Iterations of the run.
+        start: Iterations done already.
+        log: Where every line goes too (``log.txt``); None for a process that prints nothing.
+    """
+
+    def __init__(self, total: int, start: int, log: Callable[[str], None] | None) -> None:
+        self._log = log
+        self._at, self._since = start, time.monotonic()
+        shown = log is not None and sys.stderr.isatty()
+        self._bar = tqdm(
+            total=total,
+            initial=start,
+            unit="it",
+            disable=not shown,
+            dynamic_ncols=True,
+            leave=False,
+            file=sys.stderr,
+        )
+
+    def update(self, iteration: int, epoch: float, rate: float, loss: float, error: float, minibatch: int) -> None:
+        """Show where the run is: rate, loss and error since the last look, images/s."""
+        self._bar.set_description(f"epoch {epoch:.1f}", refresh=False)
+        now = time.monotonic()
+        speed = (iteration - self._at) * minibatch / max(now - self._since, 1e-9)
+        self._at, self._since = iteration, now
+        self._bar.set_postfix_str(
+            f"rate {rate:.4g}, loss {loss:.3f}, error {error:.1f} %, {speed:,.0f} images/s", refresh=False
+        )
+        self._bar.update(iteration - self._bar.n)
+
+    def say(self, text: str) -> None:
+        """Print a line and keep it in the log."""
+        if self._log is None:
+            return
+        self._log(text)
+        if self._bar.disable:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()

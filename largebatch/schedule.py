@@ -1,0 +1,79 @@
+"""The learning rate of every iteration: linear scaling rule, warmup, decay (Goyal et al., 2017, section 2)."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import dataclass
+
+SCALINGS = ("linear", "sqrt", "none")
+
+
+def reference_rate(base: float, minibatch: int, base_minibatch: int, scaling: str) -> float:
+    """Return η̂ for a minibatch of kn samples.
+
+    Args:
+        base: η, the rate that suits ``base_minibatch`` samples.
+        minibatch: kn, samples in one step.
+        base_minibatch: samples in one step of the baseline.
+        scaling: ``linear`` (η̂ = η · kn / base_minibatch), ``sqrt`` (its square root) or ``none`` (η̂ = η).
+    """
+    ratio = minibatch / base_minibatch
+    return base * {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[scaling]
+
+
+@dataclass(frozen=True)
+class RateSchedule:
+    """Rates by iteration; all lengths are in iterations.
+
+    Attributes:
+        base: η, where a warmup starts.
+        reference: η̂, where it ends.
+        warmup: ``none``, ``constant`` (η until it ends) or ``gradual`` (a constant increment an iteration).
+        warmup_iterations: its length.
+        decay: ``step`` or ``cosine``.
+        milestone_iterations: where ``step`` multiplies by ``factor``.
+        factor: the decay of a step.
+        total_iterations: the schedule's length, where ``cosine`` reaches 0.
+    """
+
+    base: float
+    reference: float
+    warmup: str
+    warmup_iterations: int
+    decay: str
+    milestone_iterations: tuple[int, ...]
+    factor: float
+    total_iterations: int
+
+    @property
+    def warming(self) -> int:
+        """Iterations of warmup that take place: none where the reference rate is not above η (section 5.1)."""
+        return self.warmup_iterations if self.warmup != "none" and self.reference > self.base else 0
+
+    def rate_at(self, iteration: int) -> float:
+        """Return the rate of ``iteration``, counted from 0 over the whole run.
+
+        Gradual warmup uses η at iteration 0 and η̂ from iteration ``warmup_iterations`` on.
+        """
+        if iteration < self.warming:
+            if self.warmup == "constant":
+                return self.base
+            return self.base + (self.reference - self.base) * (iteration / self.warming)
+        if self.decay == "cosine":
+            # From the warmup's end, so that the rate does not jump there.
+            done = (iteration - self.warming) / max(1, self.total_iterations - self.warming)
+            return self.reference * 0.5 * (1.0 + math.cos(math.pi * done))
+        return self.reference * self.factor ** bisect_right(self.milestone_iterations, iteration)
+
+    def turning_points(self) -> list[tuple[int, str]]:
+        """Return (iteration, what happens there) for the start, the warmup's end, each decay and the end."""
+        points = [(0, "start")]
+        if self.warming:
+            points.append((self.warming, "after warmup"))
+        if self.decay == "step":
+            points += [(at, f"× {self.factor:g}") for at in self.milestone_iterations]
+        else:
+            points.append((self.warming + (self.total_iterations - self.warming) // 2, "half-way"))
+        points.append((self.total_iterations - 1, "last"))
+        return sorted(points, key=lambda point: point[0])

@@ -1,0 +1,452 @@
+"""The only training loop: one large step from k logical workers, however many processes they share."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from largebatch import checkpoint
+from largebatch.batchnorm import RunningStatistics, recomputed
+from largebatch.config import Config, Placement, UserError
+from largebatch.data.source import Batch, Source, Target, open_source
+from largebatch.data.stream import DROPOUT, INITIALISE, SampleStream, key
+from largebatch.evaluate import batches_of, evaluate, shard, wide
+from largebatch.interrupt import Signals
+from largebatch.meter import Meter, Sums, Wishes
+from largebatch.models import build_model, initialise
+from largebatch.models.build import check_shapes
+from largebatch.optim import make_optimizer
+from largebatch.progress import Progress
+from largebatch.record import Record, provenance
+from largebatch.stats import final_error
+from largebatch.world import World, join, leave
+
+# bf16 is autocast's: weights, gradients and updates stay in float32.
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+@dataclass
+class Learner:
+    """What a step needs and changes. ``net`` is the model, or the model wrapped for several processes."""
+
+    config: Config
+    placement: Placement
+    world: World
+    model: nn.Module
+    net: nn.Module
+    optimizer: Optimizer
+    running: RunningStatistics
+    stochastic: bool
+
+    @property
+    def first_worker(self) -> int:
+        """The first of this process's consecutive workers."""
+        return self.world.rank * self.placement.workers
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which forward passes run: bf16 where that is the precision."""
+        if self.placement.precision != "bf16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.placement.device, torch.bfloat16)
+
+
+def make_learner(config: Config, placement: Placement, world: World, classes: int) -> Learner:
+    """Build model and optimizer, with starting weights that depend on the seed alone."""
+    dtype = DTYPES[placement.precision]
+    torch.manual_seed(key(config.seed, INITIALISE) >> 1)
+    model = build_model(config.model, classes, config.dataset.channels)
+    initialise(model, config.model)
+    model.to(world.device, dtype).train()
+    if placement.channels_last:
+        model.to(memory_format=torch.channels_last)
+    running = RunningStatistics(
+        model, config.bn.running, config.bn.momentum, placement.workers_per_pass, first=world.rank == 0
+    )
+    optimizer = make_optimizer(model, config.optimizer)
+    if config.compile:
+        model.compile(fullgraph=True, dynamic=False)
+    net = model if world.size == 1 else _data_parallel(model)
+    return Learner(config, placement, world, model, net, optimizer, running, _is_stochastic(model))
+
+
+def _data_parallel(model: nn.Module) -> DistributedDataParallel:
+    # The running statistics follow bn.running, not rank 0's latest pass: DDP must leave the buffers alone. The
+    # option has a new name in later versions of torch, where the old one warns.
+    known = inspect.signature(DistributedDataParallel.__init__).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    options: dict[str, Any] = {name: False}
+    return DistributedDataParallel(model, **options)
+
+
+def _is_stochastic(model: nn.Module) -> bool:
+    """Whether training passes draw random numbers: dropout, stochastic depth."""
+    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "drop_prob"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+
+def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate: float) -> Tensor:
+    """Make one step of kn samples: ŵ = w − η̂ (1/kn) Σ ∇l(x, w), over all k workers.
+
+    Args:
+        learner: Changed in place.
+        batches: The next k/P / workers_per_pass of them are taken, workers_per_pass · n samples each.
+        iteration: Counted from 0.
+        rate: η̂ of this iteration.
+
+    Returns:
+        A row a worker of this process, (k/P, FIGURES) on the device.
+    """
+    config, placement = learner.config, learner.placement
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    learner.optimizer.zero_grad(set_to_none=True)
+    passes = placement.workers // placement.workers_per_pass
+    rows = []
+    for number in range(passes):
+        batch = next(batches)
+        if learner.stochastic:  # dropout is drawn for the worker, wherever it runs
+            worker = learner.first_worker + number * placement.workers_per_pass
+            torch.manual_seed(key(config.seed, DROPOUT, iteration, worker) >> 1)
+        learner.running.before_pass(number)
+        # Gradients gather here until the last pass, whose back-propagation overlaps the one exchange of the step.
+        with _exchange(learner.net, number == passes - 1):
+            with learner.autocast():
+                logits = learner.net(batch.images)
+            losses = F.cross_entropy(logits.to(DTYPES[placement.precision]), batch.labels, reduction="none")
+            # Normalised by the whole minibatch kn (remark 3); DDP averages over P processes, hence × P.
+            (losses.sum() * (learner.world.size / config.minibatch)).backward()  # type: ignore[no-untyped-call]
+        learner.running.after_pass(number)
+        rows.append(_figures(logits.detach(), losses.detach(), batch, config.n))
+    learner.optimizer.step()
+    learner.running.after_step()
+    return torch.cat(rows)
+
+
+def _exchange(net: nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
+    if now or not isinstance(net, DistributedDataParallel):
+        return contextlib.nullcontext()
+    return net.no_sync()
+
+
+def _figures(logits: Tensor, losses: Tensor, batch: Batch, n: int) -> Tensor:
+    losses = losses.view(-1, n).to(wide(losses.device))
+    right = (logits.argmax(1) == batch.labels).view(-1, n).sum(1)
+    replaced = torch.zeros_like(right)
+    replaced[0] = batch.replaced
+    return torch.stack([losses.sum(1), right, (~losses.isfinite()).sum(1), replaced], dim=1)
+
+
+@dataclass
+class Journey:
+    """How far a run has come: with the tensors, all that a checkpoint holds."""
+
+    iteration: int = 0
+    epoch: Sums = field(default_factory=Sums)
+    errors: list[float] = field(default_factory=list)
+    nonfinite: int = 0
+    replaced: int = 0
+    seconds: float = 0.0
+
+
+def fit(config: Config, placement: Placement, directory: Path) -> dict[str, Any]:
+    """Train one run and record it; every process of the run makes this call.
+
+    A run that diverges or is interrupted is a result: it is returned, not raised.
+
+    Args:
+        config: The run.
+        placement: Where its workers are.
+        directory: The run's directory, written by rank 0 alone.
+
+    Returns:
+        The content of ``summary.json``.
+
+    Raises:
+        UserError: the data do not fit, cannot be read, or the device's memory is too small.
+    """
+    world = join(placement)
+    try:
+        _set_numerics(config, placement)
+        target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
+        with world.main_first():  # it may download
+            source = open_source(config.dataset, config.loader, config.seed, target, placement.threads)
+        config.check_size(source.train_images)
+        shape = config.dataset
+        check_shapes(config.model, source.classes, (config.n, shape.channels, shape.height, shape.width))
+        run = Run(make_learner(config, placement, world, source.classes), source, directory)
+        run.begin()
+        return run.protected_loop()
+    finally:
+        leave()
+
+
+class Run:
+    """One run on its way: learner, data, record and how far it has come."""
+
+    def __init__(self, learner: Learner, source: Source, directory: Path) -> None:
+        config = learner.config
+        self.learner, self.source, self.directory, self.config = learner, source, directory, config
+        self.stream = SampleStream(source.train_images, config.k, config.n, config.seed)
+        self.rates = config.rates(source.train_images)
+        self.total = config.total_iterations(source.train_images)
+        self.journey = Journey()
+        self.record: Record | None = None
+        self.started = self.saved = self.epoch_started = time.monotonic()
+
+    def begin(self) -> None:
+        """Start afresh, or from the newest checkpoint that verifies, and open the record."""
+        found = checkpoint.newest(self.directory / "checkpoints") if self.config.resume else None
+        if found is not None:
+            checkpoint.unpack(found, self.learner.model, self.learner.optimizer)
+            self.learner.running.steps = found.state["iteration"]
+            values = dict(found.state["journey"])
+            self.journey = Journey(**{**values, "epoch": Sums(**values["epoch"])})
+            self.started -= self.journey.seconds
+        if self.learner.world.main:
+            devices = [_device_name(self.learner.world.device)] * self.learner.world.size
+            origin = provenance(self.config, self.learner.placement, devices)
+            resume_at = None if found is None else int(found.state["record_bytes"])
+            self.record = Record.open(self.directory, self.config, origin, resume_at)
+            (self.directory / "logs").mkdir(exist_ok=True)
+            if found is not None:
+                self.record.log(f"resumed from {found.path.name}")
+        self.learner.world.barrier()
+        if not self.learner.world.main:
+            self.learner.world.redirect(self.directory / "logs")
+
+    def protected_loop(self) -> dict[str, Any]:
+        """Train; on a fault, leave a word of it in the record."""
+        config, placement = self.config, self.learner.placement
+        try:
+            return self.loop()
+        except BaseException as error:
+            self.fail(error)
+            if is_out_of_memory(error):
+                samples = placement.workers_per_pass * config.n
+                raise UserError(
+                    f"{placement.device} ran out of memory: a pass holds workers_per_pass={placement.workers_per_pass} "
+                    f"× n={config.n} = {samples} samples. Use a smaller workers_per_pass (the result stays the "
+                    "same), then a smaller n (it does not)."
+                ) from error
+            raise
+        finally:
+            if self.record:
+                self.record.close()
+
+    def loop(self) -> dict[str, Any]:
+        """Train from where the journey stands to the end, and return the summary."""
+        config, journey, learner = self.config, self.journey, self.learner
+        per_epoch = self.stream.iterations_per_epoch
+        batches = self.source.train(
+            self.stream.passes(
+                journey.iteration,
+                self.total,
+                learner.first_worker,
+                learner.placement.workers,
+                learner.placement.workers_per_pass,
+            )
+        )
+        # Reading a figure makes a GPU wait, so there it happens with the log's lines alone.
+        read_every = config.log_every if learner.placement.device == "cuda" else 1
+        meter, line, status = Meter(config.k, learner.first_worker, learner.world), Sums(), ""
+        progress = Progress(self.total, journey.iteration, self.record.log if self.record else None)
+        with Signals() as signals, contextlib.closing(progress):
+            while not status and journey.iteration < self.total:
+                rate = self.rates.rate_at(journey.iteration)
+                meter.add(train_step(learner, batches, journey.iteration, rate), config.minibatch)
+                journey.iteration += 1
+
+                logs = journey.iteration % config.log_every == 0 or journey.iteration == 1
+                ends_epoch = journey.iteration % per_epoch == 0
+                saves = config.checkpoint.every is not None and journey.iteration % config.checkpoint.every == 0
+                last = journey.iteration == self.total
+                if not (logs or ends_epoch or saves or last or journey.iteration % read_every == 0):
+                    continue
+                wishes = Wishes(signals.interrupt, signals.end, save=self._save_is_due())
+                wishes = meter.read(wishes, journey.epoch, line)
+                position = journey.iteration / per_epoch
+                progress.update(journey.iteration, position, rate, line.mean_loss, line.error, config.minibatch)
+                if self.record and logs:
+                    self.record.metric(_line(journey.iteration, position, rate, line))
+                if logs:
+                    line = Sums()
+                if journey.epoch.nonfinite:
+                    status = "diverged"
+                    journey.nonfinite += journey.epoch.nonfinite
+                elif wishes.interrupt or wishes.end:
+                    status = "interrupted"
+                if ends_epoch and status != "diverged":
+                    progress.say(self._end_epoch(rate))
+                if last and not status:
+                    status = "done" if self.total == config.epochs * per_epoch else "stopped"
+                if saves or wishes.save or status in ("interrupted", "stopped"):
+                    self.save()
+            summary = self._end(status or "done", wishes.interrupt)
+            progress.say(_closing_words(summary, self.directory))
+        return summary
+
+    def _save_is_due(self) -> bool:
+        minutes = (time.monotonic() - self.saved) / 60
+        return self.learner.world.main and minutes >= self.config.checkpoint.minutes > 0
+
+    def _end_epoch(self, rate: float) -> str:
+        """Validate, record the epoch, and return its line for people."""
+        learner, journey, sums = self.learner, self.journey, self.journey.epoch
+        seconds = time.monotonic() - self.epoch_started
+        learner.running.synchronise(learner.world)
+        cuts = batches_of(self.source.val_images)
+        mine = shard(len(cuts), learner.world.rank, learner.world.size)
+
+        def validate() -> Any:
+            with learner.autocast():
+                batches = self.source.validation([cuts[number] for number in mine])
+                return evaluate(learner.model, batches, mine, cuts, learner.world)
+
+        measured = validate()
+        values: dict[str, Any] = {
+            "kind": "epoch",
+            "epoch": journey.iteration // self.stream.iterations_per_epoch,
+            "iteration": journey.iteration,
+            "rate": rate,
+            "train_loss": sums.mean_loss,
+            "train_error": sums.error,
+            "val_error": measured.error,
+            "val_error_top5": measured.error_top5,
+            "val_loss": measured.loss,
+            "images_per_second": sums.seen / seconds,
+            "seconds": seconds,
+            "nonfinite": sums.nonfinite,
+            "replaced": sums.replaced + measured.replaced,
+        }
+        if self.config.bn.recompute:
+            with recomputed(learner.model, self._forward, self._recompute_images()):
+                values["val_error_recomputed"] = validate().error
+        journey.errors.append(measured.error)
+        journey.nonfinite += sums.nonfinite
+        journey.replaced += values["replaced"]
+        journey.epoch = Sums()
+        if self.record:
+            self.record.metric(values)
+        self.epoch_started = time.monotonic()
+        return (
+            f"epoch {values['epoch']:3d}/{self.config.epochs}  rate {rate:.4g}  loss {sums.mean_loss:.4f}  "
+            f"train error {sums.error:.2f} %  val error {measured.error:.2f} %  "
+            f"{values['images_per_second']:,.0f} images/s"
+        )
+
+    def _forward(self, images: Tensor) -> None:
+        with self.learner.autocast():
+            self.learner.model(images)
+
+    def _recompute_images(self) -> Iterator[Tensor]:
+        """Yield worker batches of the coming epoch: the same in every process, so that statistics agree."""
+        wanted = min(self.config.bn.recompute_batches, self.config.k * self.stream.iterations_per_epoch)
+        epoch = self.journey.iteration // self.stream.iterations_per_epoch
+        order = self.stream.order(epoch)[: wanted * self.config.n]
+        return (batch.images for batch in self.source.train((epoch, ids) for ids in torch.split(order, self.config.n)))
+
+    def save(self) -> None:
+        """Write a checkpoint; every process must call it, rank 0 writes."""
+        learner, journey = self.learner, self.journey
+        learner.running.synchronise(learner.world)
+        journey.seconds = time.monotonic() - self.started
+        self.saved = time.monotonic()
+        if self.record is None:
+            return
+        tensors, scalars = checkpoint.pack(learner.model, learner.optimizer)
+        state = {
+            "iteration": journey.iteration,
+            "journey": asdict(journey),
+            "optimizer": scalars,
+            "record_bytes": self.record.size(),
+            "experiment": self.config.experiment(learner.placement.precision),
+            "seed": self.config.seed,
+        }
+        try:
+            checkpoint.write(self.directory / "checkpoints", tensors, state)
+        except OSError as error:
+            self.record.log(f"no checkpoint at iteration {journey.iteration}: {error}")
+
+    def _end(self, status: str, interrupted: bool) -> dict[str, Any]:
+        config, journey = self.config, self.journey
+        self.learner.running.synchronise(self.learner.world)
+        seconds = time.monotonic() - self.started
+        summary: dict[str, Any] = {
+            "status": status,
+            "final_error": final_error(journey.errors) if journey.errors else None,
+            "last_error": journey.errors[-1] if journey.errors else None,
+            "best_error": min(journey.errors) if journey.errors else None,
+            "k": config.k,
+            "n": config.n,
+            "minibatch": config.minibatch,
+            "seed": config.seed,
+            "reference_rate": config.reference_rate,
+            "epochs": len(journey.errors),
+            "iterations": journey.iteration,
+            "scheduled_iterations": config.epochs * self.stream.iterations_per_epoch,
+            "train_images": self.source.train_images,
+            "val_images": self.source.val_images,
+            "nonfinite": journey.nonfinite,
+            "replaced": journey.replaced,
+            "seconds": seconds,
+        }
+        if status == "interrupted":
+            summary["signal"] = "SIGINT" if interrupted else "SIGTERM"
+        if self.record:
+            checkpoint.save_weights(self.learner.model, self.directory / "model.safetensors")
+            self.record.summary(summary)
+        return summary
+
+    def fail(self, error: BaseException) -> None:
+        """Leave a word of what went wrong in the record."""
+        if self.record:
+            self.record.log(f"failed: {type(error).__name__}: {error}")
+            with contextlib.suppress(OSError):
+                values = {"status": "failed", "reason": str(error), "iterations": self.journey.iteration}
+                self.record.summary(values)
+
+
+def _line(iteration: int, epoch: float, rate: float, sums: Sums) -> dict[str, Any]:
+    return {
+        "kind": "iteration",
+        "iteration": iteration,
+        "epoch": epoch,
+        "rate": rate,
+        "loss": sums.mean_loss,
+        "train_error": sums.error,
+    }
+
+
+def _closing_words(summary: dict[str, Any], directory: Path) -> str:
+    error = summary["final_error"]
+    shown = "" if error is None else f", error {error:.2f} % (median of the last five epochs)"
+    return f"{summary['status']}: {summary['iterations']} iterations{shown}; record in {directory}"
+
+
+def _set_numerics(config: Config, placement: Placement) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = placement.precision == "tf32"
+    torch.backends.cudnn.benchmark = not config.deterministic
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.deterministic)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: CUDA has a type for it, the CPU's allocator only words."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,124 @@
+"""The processes that run together: who this one is, and sums that do not depend on how many there are."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from largebatch.config import Hardware, Placement
+
+M = TypeVar("M", bound=nn.Module)
+
+# A lost peer is an error within this time, not an endless wait.
+TIMEOUT = datetime.timedelta(minutes=10)
+
+
+def hardware() -> Hardware:
+    """Return what this machine offers to one run."""
+    gpus = torch.cuda.device_count()
+    mps = torch.backends.mps.is_available()
+    if gpus:
+        bf16 = torch.cuda.get_device_capability(0) >= (8, 0)  # older ones emulate it
+    else:
+        bf16 = not mps and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # The cores that this process may use: a cluster's job is often given fewer than the node has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Hardware(cores=cores, gpus=gpus, mps=mps, bf16=bool(bf16))
+
+
+def started_outside() -> int | None:
+    """Return WORLD_SIZE where torchrun or another launcher has started this process as a rank, else None."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return None
+
+
+def rank_outside() -> int:
+    """Return this process's rank: 0 where no launcher gave it one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@dataclass(frozen=True)
+class World:
+    """One process among ``size`` equal ones. Collective calls must be made by all of them, in one order."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def main(self) -> bool:
+        """Whether this process keeps the record."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum ``values`` over the processes in place, and return them.
+
+        Where every element is non-zero in one process at most, the sum has the same bits for any number of
+        processes: that is how per-worker and per-batch figures are gathered.
+        """
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def broadcast(self, values: Tensor) -> None:
+        """Give every process the values of rank 0, in place."""
+        if self.size > 1:
+            dist.broadcast(values, src=0)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.size > 1:
+            self.sum(torch.zeros(1, device=self.device))
+
+    @contextlib.contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Let rank 0 go first, and the others once it is done: what it fetched, they find."""
+        if not self.main:
+            self.barrier()
+        yield
+        if self.main:
+            self.barrier()
+
+    def redirect(self, directory: Path) -> None:
+        """Send this process's output to a file of its own, ``rank<r>.log``."""
+        with (directory / f"rank{self.rank}.log").open("ab", buffering=0) as log:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+
+
+def join(placement: Placement) -> World:
+    """Join the process group that RANK and WORLD_SIZE describe, or be alone where they are not set.
+
+    Uses NCCL between GPUs and gloo between CPUs, and sets this process's device and threads.
+    """
+    torch.set_num_threads(placement.threads)
+    size = started_outside() or 1
+    local_rank = int(os.environ.get("LOCAL_RANK", rank_outside()))
+    device = torch.device(placement.device)
+    if placement.device == "cuda":
+        # A launcher that shows each rank only its own GPU leaves one device, whatever the local rank.
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
+    if size > 1 and not dist.is_initialized():
+        backend = "nccl" if placement.device == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if placement.device == "cuda" else None)
+    return World(rank=rank_outside() if size > 1 else 0, size=size, device=device)
+
+
+def leave() -> None:
+    """Leave the process group, if this process is in one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
