@@ -6,6 +6,7 @@ run, so that ``--help`` and mistakes in words cost no import of torch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -175,12 +176,13 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_usage())
         return 0
-    if arguments[0] == "--version":
+    if "--version" in arguments:
         print(f"largebatch {metadata.version('largebatch')}")
         return 0
     name, *rest = arguments
     if name not in COMMANDS:
-        raise UserError(f"'{name}' is not a command. It takes {', '.join(COMMANDS)}.{nearest(name, COMMANDS)}")
+        known = [*COMMANDS, "--help", "--version"]
+        raise UserError(f"'{name}' is not a command. These are: {', '.join(COMMANDS)}.{nearest(name, known)}")
     return compose(name, rest)
 
 
@@ -212,20 +214,30 @@ def compose(name: str, arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
 
     outcomes: list[tuple[str, Outcome]] = []
+    faults: list[Exception] = []
+
+    def plain(composed: DictConfig) -> Values:
+        try:
+            values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
+        except OmegaConfBaseException as error:
+            raise UserError(_in_a_sentence(error)) from None
+        values.pop("experiment", None)
+        return values
 
     @hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)
     def application(composed: DictConfig) -> None:
-        values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
-        values.pop("experiment", None)
         hydra_config = HydraConfig.get()
         if hydra_config.mode != RunMode.MULTIRUN:
-            outcomes.append(("", COMMANDS[name].run(Call(values, None))))
+            try:
+                outcomes.append(("", COMMANDS[name].run(Call(plain(composed), None))))
+            except Exception as error:  # raised again below: here Hydra would say it in words of its own first
+                faults.append(error)
             return
         if "RANK" in os.environ:
             raise UserError("a sweep (-m) cannot be run inside a rank: start it once, without torchrun.")
         arm = " ".join(hydra_config.overrides.task)
         try:
-            outcome = COMMANDS[name].run(Call(values, Path(hydra_config.sweep.dir)))
+            outcome = COMMANDS[name].run(Call(plain(composed), Path(hydra_config.sweep.dir)))
         except UserError as error:
             _say(f"largebatch: {error}")
             outcome = Outcome(MISTAKE, summary={"status": "failed"})
@@ -239,6 +251,8 @@ def compose(name: str, arguments: list[str]) -> int:
     sys.argv = ["largebatch", *arguments]
     try:
         application()
+        for fault in faults:
+            raise fault
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_a_sentence(error)) from None
     except KeyboardInterrupt:
@@ -258,18 +272,18 @@ def compose(name: str, arguments: list[str]) -> int:
 def _in_a_sentence(error: Exception) -> str:
     """Put what Hydra found wrong into one sentence, with the nearest key."""
     text = str(error)
-    cause = f"{text}\n{error.__cause__ or ''}"
     if found := re.search(r"Could not override '([^']+)'", text):
         return f"'{found[1]}' is not a key.{nearest(found[1], _keys())} `--help` lists them all."
-    if found := re.search(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']+':\s+(.*)", text, re.DOTALL):
+    if found := re.search(r"Could not find '(.+)/([^'/]+)'\s+Available options in '.+':((?:\n\t\S+)+)", text):
         group, given, options = found[1], found[2], found[3].split()
         return f"{group}={given} is not known: it takes {', '.join(options)}.{nearest(given, options)}"
-    if "mismatched input" in text or "extraneous input" in text or "token recognition" in text or "no viable" in text:
-        first = text.splitlines()[0]
+    override = getattr(error, "override", None)
+    if override is not None:
         return (
-            f"{first}. It is read as key=value; put a value with = , [ or spaces into quotes: 'run_dir=\"runs/k=8\"'."
+            f"'{override}' cannot be read as key=value. Put a value with = , [ or spaces into quotes: "
+            "'run_dir=\"runs/k=8\"'."
         )
-    return " ".join(cause.split())
+    return " ".join(f"{text} {error.__cause__ or ''}".split())
 
 
 def _keys() -> list[str]:
@@ -289,17 +303,22 @@ def _asks_for_completion(arguments: list[str]) -> bool:
 
 def _complete(arguments: list[str]) -> int:
     """Answer the shell: names of commands first, then Hydra's completion of that command's keys."""
-    line = os.environ.get("COMP_LINE", "")
-    program, _, rest = line.partition(" ")
-    if "query" not in " ".join(arguments):
-        return compose("train", [word for word in arguments if word not in COMMANDS])
-    name, space, words = rest.lstrip().partition(" ")
+    words = [word for word in arguments if word not in ("-sc", "--shell-completion", *COMMANDS)]
+    asked = re.fullmatch("(install|uninstall|query)=(bash|fish|zsh)", " ".join(words))
+    if asked is None:
+        raise UserError(
+            '-sc takes install=bash (or fish, zsh), or uninstall=bash: eval "$(largebatch -sc install=bash)"'
+        )
+    if asked[1] != "query":
+        return compose("train", ["-sc", *words])
+    program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
+    name, space, line = rest.lstrip().partition(" ")
     if not space:
         print(" ".join(command for command in COMMANDS if command.startswith(name)))
-        return 0
-    if name in COMMANDS:
-        os.environ["COMP_LINE"] = f"{program} {words}"
-        return compose(name, [word for word in arguments if word not in COMMANDS])
+    elif name in COMMANDS:
+        os.environ["COMP_LINE"] = f"{program} {line}"
+        with contextlib.suppress(UserError):  # the line is not finished: a mistake in it is not to be shown yet
+            compose(name, ["-sc", *words])
     return 0
 
 
