@@ -14,6 +14,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from largebatch.config import UserError
+from largebatch.stats import PairwiseSum
 
 
 class Peers(Protocol):
@@ -80,6 +84,17 @@ def batchnorms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
+def refuse_unknown(model: nn.Module) -> None:
+    """Raise :class:`UserError` for a module with statistics over the batch that has no per-worker form here."""
+    for name, module in model.named_modules():
+        across = isinstance(module, nn.SyncBatchNorm)
+        if across or (hasattr(module, "running_var") and not isinstance(module, _BatchNorm | _InstanceNorm)):
+            raise UserError(
+                f"the module '{name}' ({type(module).__name__}) takes statistics over the batch in a way that has no "
+                "per-worker form here: use a network with BatchNorm, or with norms over single samples."
+            )
+
+
 @dataclass
 class RunningStatistics:
     """The written policy of whose statistics the running averages follow, the same on any hardware.
@@ -104,10 +119,11 @@ class RunningStatistics:
     _norms: list[_BatchNorm] = field(init=False)
     _buffers: list[Tensor] = field(init=False)
     _before: list[Tensor] = field(init=False, default_factory=list)
-    _sum: list[Tensor] = field(init=False, default_factory=list)
+    _sum: PairwiseSum[Tensor] = field(init=False, default_factory=PairwiseSum)
     _passes: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
+        refuse_unknown(self.model)
         self._norms = batchnorms(self.model)
         for norm in self._norms:
             convert(norm)
@@ -132,20 +148,33 @@ class RunningStatistics:
 
     def after_pass(self, number: int) -> None:
         """Keep what the pass measured."""
-        if self.policy == "mean":
-            if number == 0:
-                self._sum = [buffer.clone() for buffer in self._buffers]
-            else:
-                torch._foreach_add_(self._sum, self._buffers)
+        if self.policy == "mean" and self._buffers:
+            self._sum.add(self._flat(self._buffers))
             self._passes = number + 1
 
-    def after_step(self) -> None:
-        """Move the running statistics by one step."""
+    def after_step(self, exchange: Callable[[Tensor], Tensor] | None = None, processes: int = 1) -> None:
+        """Move the running statistics by one step.
+
+        Args:
+            exchange: Sums over the processes at every step, where their exact order counts; by default the
+                processes' means are averaged when they are needed, by :meth:`synchronise`.
+            processes: How many ``exchange`` sums over.
+        """
         self.steps += 1
         if self.policy == "mean" and self._buffers:
-            torch._foreach_copy_(self._buffers, self._before)
-            torch._foreach_mul_(self._buffers, 1 - self.momentum)
-            torch._foreach_add_(self._buffers, self._sum, alpha=self.momentum / self._passes)
+            total, terms = self._sum.total(), self._passes
+            if exchange is not None:
+                total, terms = exchange(total), terms * processes
+            moved = self._flat(self._before) * (1 - self.momentum) + total * (self.momentum / terms)
+            self._fill(moved)
+
+    @staticmethod
+    def _flat(tensors: list[Tensor]) -> Tensor:
+        return torch.cat([tensor.flatten() for tensor in tensors])
+
+    def _fill(self, flat: Tensor) -> None:
+        for buffer, part in zip(self._buffers, torch.split(flat, [b.numel() for b in self._buffers]), strict=True):
+            buffer.copy_(part.view_as(buffer))
 
     def synchronise(self, peers: Peers) -> None:
         """Give every process the policy's statistics: before an evaluation, a checkpoint, the end.
@@ -158,13 +187,12 @@ class RunningStatistics:
                 norm.num_batches_tracked.fill_(self.steps)
         if peers.size == 1 or not self._buffers:
             return
-        flat = torch.cat([buffer.flatten() for buffer in self._buffers])
+        flat = self._flat(self._buffers)
         if self.policy == "worker0":
             peers.broadcast(flat)
         else:
             peers.sum(flat).div_(peers.size)
-        for buffer, part in zip(self._buffers, torch.split(flat, [b.numel() for b in self._buffers]), strict=True):
-            buffer.copy_(part.view_as(buffer))
+        self._fill(flat)
 
 
 @contextmanager

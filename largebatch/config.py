@@ -31,6 +31,10 @@ class UserError(ValueError):
     """A mistake in what the user asked for: shown as one sentence, exit status 2, never a traceback."""
 
 
+class Fault(RuntimeError):
+    """Something beyond the program went wrong, such as a killed process: shown as it is, exit status 1."""
+
+
 def nearest(word: str, allowed: typing.Iterable[str]) -> str:
     """Return " Did you mean 'x'?" for the closest allowed word, or "" where none is close."""
     close = get_close_matches(word, list(allowed), n=1, cutoff=0.6)
@@ -227,6 +231,32 @@ class LauncherConfig:
     name: str
 
 
+PITFALLS = {
+    "none": "the paper's recipe, without a mistake",
+    "scale_loss": "the cross-entropy is scaled up instead of the rate, so weight decay is not (remark 1)",
+    "absorb_rate": "momentum absorbs the rate, v ← m v + η g, without correction when η changes (remark 2)",
+    "absorb_rate_corrected": "momentum absorbs the rate, with correction: the recipe up to rounding (remark 2)",
+    "normalize_by_n": "gradients are normalised by n a worker and then summed, not by kn (remark 3)",
+    "independent_shuffle": "each worker shuffles for itself: some samples come twice, some never (remark 4)",
+    "sync_bn": "BatchNorm takes its statistics over all kn samples",
+    "decay_bn": "weight decay on γ and β of BatchNorm",
+    "gamma_one": "γ = 1 in the last BN of every residual block",
+    "per_epoch_warmup": "the warmup's rate rises once an epoch, not every iteration",
+    "warmup_from_zero": "the warmup starts at a rate of 0, not at η",
+    "padded_eval": "validation repeats samples until k divides their number, and counts them",
+}
+
+
+@dataclass(frozen=True)
+class PitfallConfig:
+    """One well-known mistake made on purpose, or none; see ``PITFALLS`` for what each does."""
+
+    name: str
+
+    def __post_init__(self) -> None:
+        one_of("pitfall", self.name, tuple(PITFALLS))
+
+
 @dataclass(frozen=True)
 class Config:
     """One run. k logical workers of n samples each; everything else is the paper's recipe unless overridden.
@@ -248,7 +278,8 @@ class Config:
     device: str
     compile: bool
     channels_last: bool | None
-    deterministic: bool
+    deterministic: bool | None
+    exact: bool
     run_dir: str | None
     resume: bool
     log_every: int
@@ -262,6 +293,7 @@ class Config:
     loader: LoaderConfig
     checkpoint: CheckpointConfig
     launcher: LauncherConfig
+    pitfall: PitfallConfig
 
     def __post_init__(self) -> None:
         for key in (
@@ -286,6 +318,8 @@ class Config:
         if self.dataset.train_images is not None:
             self.check_size(self.dataset.train_images)
         self._check_epochs()
+        self._check_exact()
+        self._check_pitfall()
 
     def _check_epochs(self) -> None:
         given = self.schedule.milestones
@@ -305,6 +339,26 @@ class Config:
                 f"warmup.epochs={self.warmup.epochs:g} is longer than the run's epochs={self.epochs}: "
                 "null makes it 5/90 of them."
             )
+
+    def _check_pitfall(self) -> None:
+        if self.pitfall.name.startswith("absorb_rate") and self.optimizer.name != "sgd":
+            raise UserError(f"pitfall={self.pitfall.name} is a form of SGD's momentum: it needs optimizer=sgd.")
+
+    def _check_exact(self) -> None:
+        if not self.exact:
+            return
+        if self.workers_per_pass not in (None, 1):
+            raise UserError(
+                f"exact=true adds up worker by worker, so it cannot go with workers_per_pass={self.workers_per_pass}: "
+                "leave workers_per_pass out."
+            )
+        if self.deterministic is False:
+            raise UserError("exact=true needs deterministic kernels, so it cannot go with deterministic=false.")
+        for key, value in (("k", self.k), ("processes", self.processes or 1)):
+            if value & (value - 1):
+                raise UserError(
+                    f"exact=true adds gradients in one binary tree, so {key}={value} must be a power of two."
+                )
 
     def check_size(self, train_images: int) -> None:
         """Raise :class:`UserError` if one minibatch is larger than the training set."""
@@ -348,16 +402,23 @@ class Config:
     def rates(self, train_images: int) -> RateSchedule:
         """Return the schedule that gives the rate of every iteration."""
         per_epoch = self.iterations_per_epoch(train_images)
+        form = {"per_epoch_warmup": "staircase", "warmup_from_zero": "from_zero"}.get(self.pitfall.name)
         return RateSchedule(
-            base=self.lr.base,
-            reference=self.reference_rate,
-            warmup=self.warmup.name,
+            base=self.lr.base / self.loss_scale,
+            reference=self.reference_rate / self.loss_scale,
+            warmup=form if form and self.warmup.name == "gradual" else self.warmup.name,
+            iterations_per_epoch=per_epoch,
             warmup_iterations=round(self.warmup_epochs * per_epoch),
             decay=self.schedule.name,
             milestone_iterations=tuple(round(epoch * per_epoch) for epoch in self.milestones),
             factor=self.schedule.factor,
             total_iterations=self.epochs * per_epoch,
         )
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor of the cross-entropy: 1, but η̂/η under pitfall=scale_loss, where the rates are divided by it."""
+        return self.reference_rate / self.lr.base if self.pitfall.name == "scale_loss" else 1.0
 
     def total_iterations(self, train_images: int) -> int:
         """Iterations that the run makes: the schedule's, or fewer where ``iterations`` ends it early."""
@@ -373,6 +434,7 @@ class Config:
         values = dataclasses.asdict(self)
         kept = {key: values[key] for key in ("k", "n", "epochs", "lr", "model", "optimizer")}
         kept["precision"] = precision
+        kept["pitfall"] = self.pitfall.name
         kept["bn"] = {key: values["bn"][key] for key in ("running", "momentum")}
         kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in ("root", "on_error")}
         kept["warmup"] = {"name": self.warmup.name, "epochs": self.warmup_epochs}
@@ -502,13 +564,16 @@ class Placement:
     channels_last: bool
 
 
-def place(config: Config, hardware: Hardware, world_size: int | None = None) -> Placement:
+def place(
+    config: Config, hardware: Hardware, world_size: int | None = None, local_world_size: int | None = None
+) -> Placement:
     """Decide where the k workers of ``config`` run.
 
     Args:
         config: The run.
         hardware: What this machine offers.
         world_size: Number of processes where a launcher outside has started them already.
+        local_world_size: How many of them share this machine's cores; all, where it is not given.
 
     Raises:
         UserError: a device, precision or number of processes that cannot be had here.
@@ -525,8 +590,15 @@ def place(config: Config, hardware: Hardware, world_size: int | None = None) -> 
     processes = _processes(config, hardware, device, world_size)
     workers = config.k // processes
     per_pass = config.workers_per_pass
+    if config.pitfall.name == "sync_bn":
+        if processes > 1 or per_pass not in (None, config.k):
+            raise UserError(
+                "pitfall=sync_bn computes all kn samples in one pass, to take statistics over them: it goes with "
+                f"processes=1 and workers_per_pass={config.k} alone."
+            )
+        per_pass = config.k
     if per_pass is None:
-        limit = 8 if device == "cuda" else 1
+        limit = 8 if device == "cuda" and not config.exact else 1
         per_pass = max(d for d in divisors(workers) if d <= limit)
     elif workers % per_pass:
         raise UserError(
@@ -537,7 +609,8 @@ def place(config: Config, hardware: Hardware, world_size: int | None = None) -> 
         processes=processes,
         workers=workers,
         workers_per_pass=per_pass,
-        threads=config.threads or max(1, hardware.cores // processes),
+        # Float32 sums depend on the number of threads: exact=true has one number for any number of processes.
+        threads=config.threads or (1 if config.exact else max(1, hardware.cores // (local_world_size or processes))),
         device=device,
         precision=_precision(config, hardware, device),
         channels_last=device == "cuda" if config.channels_last is None else config.channels_last,

@@ -17,13 +17,16 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``error`` and ``error_top5`` in %, ``loss`` the mean cross-entropy, over ``total`` samples."""
+    """``error`` and ``error_top5`` in %, over ``total`` samples, and ``loss`` the mean cross-entropy.
+
+    ``unreadable`` images count as wrong, so that no sample is left out and none is counted twice; they have no loss.
+    """
 
     error: float
     error_top5: float
     loss: float
     total: int
-    replaced: int = 0
+    unreadable: int = 0
 
 
 def batches_of(total: int, batch: int = BATCH) -> list[range]:
@@ -58,17 +61,17 @@ def evaluate(
     rows = torch.zeros((len(cuts), 5), dtype=wide(world.device), device=world.device)
     for number, batch in zip(mine, batches, strict=True):
         counts = count(model(batch.images), batch.labels)
-        rows[number] = torch.stack([*counts, counts[0].new_tensor(batch.replaced)]).to(rows.dtype)
+        rows[number] = torch.stack([*counts, counts[0].new_tensor(batch.corrupt)]).to(rows.dtype)
     model.train(was_training)
-    right, right_top5, loss, total, replaced = world.sum(rows).sum(0).tolist()
-    expected = cuts[-1].stop if cuts else 0
+    right, right_top5, loss, total, unreadable = world.sum(rows).sum(0).tolist()
+    expected = sum(map(len, cuts))
     assert total == expected, f"validation counted {total} samples of {expected}"
     return Evaluation(
         error=100 * (total - right) / total,
         error_top5=100 * (total - right_top5) / total,
-        loss=loss / total,
+        loss=loss / (total - unreadable) if unreadable < total else float("nan"),
         total=int(total),
-        replaced=int(replaced),
+        unreadable=int(unreadable),
     )
 
 

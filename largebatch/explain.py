@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from largebatch.batchnorm import batchnorms
-from largebatch.config import Config, Placement, UserError
+from largebatch.config import PITFALLS, Config, Placement, UserError
 from largebatch.data import sets
 from largebatch.models import initialise
 from largebatch.models.build import build_on_meta
@@ -83,6 +83,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
             "samples": config.n,
             "running": config.bn.running,
         },
+        "pitfall": config.pitfall.name,
         "notes": notes,
         "optimizer": config.optimizer.name,
         "placement": vars(placement),
@@ -151,6 +152,7 @@ def as_text(facts: dict[str, Any]) -> str:
         ),
         ("run directory", facts["run_dir"]),
         *(("note", note) for note in facts["notes"]),
+        *([("PITFALL", f"{facts['pitfall']}: {PITFALLS[facts['pitfall']]}")] if facts["pitfall"] != "none" else []),
     ]
     text = "\n".join(f"{name:<17} {value}" for name, value in rows)
     table = "\n".join(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
@@ -45,18 +47,21 @@ def decay_groups(model: nn.Module) -> DecayGroups:
     )
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
+def make_optimizer(model: nn.Module, config: OptimizerConfig, pitfall: str = "none") -> Optimizer:
     """Return the optimizer with its two decay groups; its rate is set before every step.
 
     SGD is PyTorch's form of momentum, u ← m u + g, w ← w − η u: the rate is outside the momentum, so a change
     of rate needs no correction (remark 2).
     """
     groups = decay_groups(model)
+    spared_decay = config.weight_decay if pitfall == "decay_bn" else 0.0
     parameters = [
         {"params": list(groups.decayed.values()), "weight_decay": config.weight_decay},
-        {"params": list(groups.spared.values()), "weight_decay": 0.0},
+        {"params": list(groups.spared.values()), "weight_decay": spared_decay},
     ]
     parameters = [group for group in parameters if group["params"]]
+    if pitfall in ("absorb_rate", "absorb_rate_corrected"):
+        return RateAbsorbingSGD(parameters, config.momentum, config.nesterov, pitfall == "absorb_rate_corrected")
     if config.name == "sgd":
         return SGD(parameters, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
     from timm.optim.lamb import Lamb  # imported where used: timm takes a second
@@ -71,3 +76,35 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizer:
             trust_coeff=config.trust_coefficient,
         )
     return Lamb(parameters, lr=0.0, betas=(config.momentum, 0.999))
+
+
+class RateAbsorbingSGD(Optimizer):
+    """Momentum that holds the rate, v ← m v + η g, w ← w − v: the second form of remark 2.
+
+    Args:
+        parameters: Groups with their weight decay.
+        momentum: m.
+        nesterov: Whether the step is m v + η g instead of v.
+        corrected: Whether v is multiplied by η_{t+1}/η_t when the rate changes. Without it, pitfall=absorb_rate.
+    """
+
+    def __init__(self, parameters: Iterable[dict[str, Any]], momentum: float, nesterov: bool, corrected: bool) -> None:
+        self.momentum, self.nesterov, self.corrected = momentum, nesterov, corrected
+        super().__init__(parameters, {"lr": 0.0, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Make one step with the rate of each group's ``lr``."""
+        for group in self.param_groups:
+            rate = group["lr"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                absorbed = rate * parameter.grad.add(parameter, alpha=group["weight_decay"])
+                velocity = state.setdefault("velocity", torch.zeros_like(parameter))
+                if self.corrected and "rate" in state:
+                    velocity.mul_(rate / state["rate"])
+                state["rate"] = rate
+                velocity.mul_(self.momentum).add_(absorbed)
+                parameter.sub_(absorbed.add_(velocity, alpha=self.momentum) if self.nesterov else velocity)

@@ -11,7 +11,8 @@ Files (schema 1):
     One JSON object a line. ``kind`` is ``iteration`` (``iteration`` from 1, ``epoch`` as a fraction, ``rate``,
     ``loss`` and ``train_error`` in % over the iterations since the line before) or ``epoch`` (``epoch`` from 1,
     ``iteration``, ``rate`` of its last step, ``train_loss``, ``train_error``, ``val_error``,
-    ``val_error_top5``, ``val_loss``, ``images_per_second``, ``seconds``, ``nonfinite``, ``replaced``, and with
+    ``val_error_top5``, ``val_loss``, ``images_per_second``, ``seconds``, ``nonfinite``, ``replaced`` and
+    ``val_unreadable`` (corrupt images: replaced in training, counted as wrong in validation), and with
     ``bn.recompute`` also ``val_error_recomputed``). Errors are in %. A figure that is not finite is null.
 ``summary.json``
     ``schema``, ``status`` (running, done, stopped, interrupted, diverged, failed), ``final_error`` (median over
@@ -75,7 +76,8 @@ def default_directory(config: Config, precision: str, parent: Path | None = None
     """
     group = safe_name(f"{config.dataset.name}-{config.model.name}")
     digest = config.run_hash(precision)[:8]
-    name = safe_name(f"k{config.k}-n{config.n}-{config.warmup.name}-s{config.seed}-{digest}")
+    mistake = "" if config.pitfall.name == "none" else f"-{config.pitfall.name}"
+    name = safe_name(f"k{config.k}-n{config.n}-{config.warmup.name}{mistake}-s{config.seed}-{digest}")
     return (parent or Path("runs") / group) / name
 
 

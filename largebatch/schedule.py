@@ -29,7 +29,9 @@ class RateSchedule:
     Attributes:
         base: η, where a warmup starts.
         reference: η̂, where it ends.
-        warmup: ``none``, ``constant`` (η until it ends) or ``gradual`` (a constant increment an iteration).
+        warmup: ``none``, ``constant`` (η until it ends) or ``gradual`` (a constant increment an iteration);
+            the pitfalls ``staircase`` (gradual, but an increment an epoch) and ``from_zero`` (gradual from 0).
+        iterations_per_epoch: the width of a staircase's steps.
         warmup_iterations: its length.
         decay: ``step`` or ``cosine``.
         milestone_iterations: where ``step`` multiplies by ``factor``.
@@ -40,6 +42,7 @@ class RateSchedule:
     base: float
     reference: float
     warmup: str
+    iterations_per_epoch: int
     warmup_iterations: int
     decay: str
     milestone_iterations: tuple[int, ...]
@@ -59,7 +62,10 @@ class RateSchedule:
         if iteration < self.warming:
             if self.warmup == "constant":
                 return self.base
-            return self.base + (self.reference - self.base) * (iteration / self.warming)
+            if self.warmup == "staircase":
+                iteration -= iteration % self.iterations_per_epoch
+            start = 0.0 if self.warmup == "from_zero" else self.base
+            return start + (self.reference - start) * (iteration / self.warming)
         if self.decay == "cosine":
             # From the warmup's end, so that the rate does not jump there.
             done = (iteration - self.warming) / max(1, self.total_iterations - self.warming)

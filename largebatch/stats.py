@@ -5,8 +5,49 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from typing import Generic, Protocol, TypeVar
 
 FINAL_EPOCHS = 5
+T = TypeVar("T", bound="Summable")
+
+
+class Summable(Protocol):
+    """A number, or a tensor."""
+
+    def __add__(self: T, other: T, /) -> T:
+        """Return the sum."""
+
+
+class PairwiseSum(Generic[T]):
+    """A sum in one fixed binary tree over its terms in order, with log2 of them in memory at most.
+
+    The tree over 2^a consecutive terms is a subtree of that over 2^b: partial sums of equal, aligned blocks,
+    made anywhere, combine to the same bits.
+    """
+
+    def __init__(self) -> None:
+        self._stack: list[tuple[int, T]] = []  # (terms, their sum), fewer and fewer terms towards the top
+
+    def add(self, value: T) -> None:
+        """Add the next term."""
+        terms = 1
+        while self._stack and self._stack[-1][0] == terms:
+            value = self._stack.pop()[1] + value
+            terms *= 2
+        self._stack.append((terms, value))
+
+    def total(self) -> T:
+        """Return the sum, and forget it.
+
+        Raises:
+            ValueError: nothing was added.
+        """
+        if not self._stack:
+            raise ValueError("a sum of no terms")
+        _, total = self._stack.pop()
+        while self._stack:  # only where the number of terms is no power of two
+            total = self._stack.pop()[1] + total
+        return total
 
 
 def final_error(errors: Sequence[float]) -> float:

@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from largebatch import checkpoint
 from largebatch.batchnorm import RunningStatistics, recomputed
-from largebatch.config import Config, Placement, UserError
-from largebatch.data.source import Batch, Source, Target, open_source
-from largebatch.data.stream import DROPOUT, INITIALISE, SampleStream, key
+from largebatch.config import Config, Fault, Placement, UserError
+from largebatch.data.source import Batch, Source, Target, is_lost_loader, open_source
+from largebatch.data.stream import DROPOUT, INITIALISE, IndependentShuffles, SampleStream, key
 from largebatch.evaluate import batches_of, evaluate, shard, wide
+from largebatch.exchange import Averaging, Exchange, Tree
 from largebatch.interrupt import Signals
 from largebatch.meter import Meter, Sums, Wishes
 from largebatch.models import build_model, initialise
@@ -39,13 +38,13 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "
 
 @dataclass
 class Learner:
-    """What a step needs and changes. ``net`` is the model, or the model wrapped for several processes."""
+    """What a step needs and changes."""
 
     config: Config
     placement: Placement
     world: World
     model: nn.Module
-    net: nn.Module
+    exchange: Exchange
     optimizer: Optimizer
     running: RunningStatistics
     stochastic: bool
@@ -67,27 +66,18 @@ def make_learner(config: Config, placement: Placement, world: World, classes: in
     dtype = DTYPES[placement.precision]
     torch.manual_seed(key(config.seed, INITIALISE) >> 1)
     model = build_model(config.model, classes, config.dataset.channels)
-    initialise(model, config.model)
+    zero_gamma = config.model.zero_gamma and config.pitfall.name != "gamma_one"
+    initialise(model, replace(config.model, zero_gamma=zero_gamma))
     model.to(world.device, dtype).train()
     if placement.channels_last:
         model.to(memory_format=torch.channels_last)
-    running = RunningStatistics(
-        model, config.bn.running, config.bn.momentum, placement.workers_per_pass, first=world.rank == 0
-    )
-    optimizer = make_optimizer(model, config.optimizer)
+    groups = 1 if config.pitfall.name == "sync_bn" else placement.workers_per_pass
+    running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, first=world.rank == 0)
+    optimizer = make_optimizer(model, config.optimizer, config.pitfall.name)
     if config.compile:
         model.compile(fullgraph=True, dynamic=False)
-    net = model if world.size == 1 else _data_parallel(model)
-    return Learner(config, placement, world, model, net, optimizer, running, _is_stochastic(model))
-
-
-def _data_parallel(model: nn.Module) -> DistributedDataParallel:
-    # The running statistics follow bn.running, not rank 0's latest pass: DDP must leave the buffers alone. The
-    # option has a new name in later versions of torch, where the old one warns.
-    known = inspect.signature(DistributedDataParallel.__init__).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {name: False}
-    return DistributedDataParallel(model, **options)
+    exchange = Tree(model, world) if config.exact else Averaging(model, world)
+    return Learner(config, placement, world, model, exchange, optimizer, running, _is_stochastic(model))
 
 
 def _is_stochastic(model: nn.Module) -> bool:
@@ -113,6 +103,9 @@ def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate:
         group["lr"] = rate
     learner.optimizer.zero_grad(set_to_none=True)
     passes = placement.workers // placement.workers_per_pass
+    # Normalised by the whole minibatch kn (remark 3), in every process alike.
+    samples = config.n if config.pitfall.name == "normalize_by_n" else config.minibatch
+    factor = config.loss_scale * learner.exchange.factor / samples
     rows = []
     for number in range(passes):
         batch = next(batches)
@@ -121,30 +114,24 @@ def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate:
             torch.manual_seed(key(config.seed, DROPOUT, iteration, worker) >> 1)
         learner.running.before_pass(number)
         # Gradients gather here until the last pass, whose back-propagation overlaps the one exchange of the step.
-        with _exchange(learner.net, number == passes - 1):
+        with learner.exchange.passing(last=number == passes - 1):
             with learner.autocast():
-                logits = learner.net(batch.images)
+                logits = learner.exchange.net(batch.images)
             losses = F.cross_entropy(logits.to(DTYPES[placement.precision]), batch.labels, reduction="none")
-            # Normalised by the whole minibatch kn (remark 3); DDP averages over P processes, hence × P.
-            (losses.sum() * (learner.world.size / config.minibatch)).backward()  # type: ignore[no-untyped-call]
+            (losses.sum() * factor).backward()  # type: ignore[no-untyped-call]
         learner.running.after_pass(number)
         rows.append(_figures(logits.detach(), losses.detach(), batch, config.n))
+    learner.exchange.finish()
     learner.optimizer.step()
-    learner.running.after_step()
+    learner.running.after_step(learner.exchange.statistics, learner.world.size)
     return torch.cat(rows)
-
-
-def _exchange(net: nn.Module, now: bool) -> contextlib.AbstractContextManager[Any]:
-    if now or not isinstance(net, DistributedDataParallel):
-        return contextlib.nullcontext()
-    return net.no_sync()
 
 
 def _figures(logits: Tensor, losses: Tensor, batch: Batch, n: int) -> Tensor:
     losses = losses.view(-1, n).to(wide(losses.device))
     right = (logits.argmax(1) == batch.labels).view(-1, n).sum(1)
     replaced = torch.zeros_like(right)
-    replaced[0] = batch.replaced
+    replaced[0] = batch.corrupt
     return torch.stack([losses.sum(1), right, (~losses.isfinite()).sum(1), replaced], dim=1)
 
 
@@ -192,13 +179,29 @@ def fit(config: Config, placement: Placement, directory: Path) -> dict[str, Any]
         leave()
 
 
+def sample_stream(config: Config, train_images: int) -> SampleStream:
+    """Return the order of samples that the configuration asks for."""
+    kind = IndependentShuffles if config.pitfall.name == "independent_shuffle" else SampleStream
+    return kind(train_images, config.k, config.n, config.seed)
+
+
+def validation_cuts(config: Config, val_images: int) -> list[range]:
+    """Return the batches of the validation set: every sample once, but for pitfall=padded_eval."""
+    cuts = batches_of(val_images)
+    missing = -val_images % config.k if config.pitfall.name == "padded_eval" else 0
+    while missing:  # a padding sampler starts again from the first sample
+        cuts.append(range(min(missing, val_images)))
+        missing -= len(cuts[-1])
+    return cuts
+
+
 class Run:
     """One run on its way: learner, data, record and how far it has come."""
 
     def __init__(self, learner: Learner, source: Source, directory: Path) -> None:
         config = learner.config
         self.learner, self.source, self.directory, self.config = learner, source, directory, config
-        self.stream = SampleStream(source.train_images, config.k, config.n, config.seed)
+        self.stream = sample_stream(config, source.train_images)
         self.rates = config.rates(source.train_images)
         self.total = config.total_iterations(source.train_images)
         self.journey = Journey()
@@ -239,6 +242,11 @@ class Run:
                     f"{placement.device} ran out of memory: a pass holds workers_per_pass={placement.workers_per_pass} "
                     f"× n={config.n} = {samples} samples. Use a smaller workers_per_pass (the result stays the "
                     "same), then a smaller n (it does not)."
+                ) from error
+            if is_lost_loader(error):
+                raise Fault(
+                    f"a loader process is gone: {error} If the machine ran out of memory, use a smaller loader.workers "
+                    "or loader.prefetch."
                 ) from error
             raise
         finally:
@@ -306,7 +314,7 @@ class Run:
         learner, journey, sums = self.learner, self.journey, self.journey.epoch
         seconds = time.monotonic() - self.epoch_started
         learner.running.synchronise(learner.world)
-        cuts = batches_of(self.source.val_images)
+        cuts = validation_cuts(self.config, self.source.val_images)
         mine = shard(len(cuts), learner.world.rank, learner.world.size)
 
         def validate() -> Any:
@@ -328,14 +336,15 @@ class Run:
             "images_per_second": sums.seen / seconds,
             "seconds": seconds,
             "nonfinite": sums.nonfinite,
-            "replaced": sums.replaced + measured.replaced,
+            "replaced": sums.replaced,
+            "val_unreadable": measured.unreadable,
         }
         if self.config.bn.recompute:
             with recomputed(learner.model, self._forward, self._recompute_images()):
                 values["val_error_recomputed"] = validate().error
         journey.errors.append(measured.error)
         journey.nonfinite += sums.nonfinite
-        journey.replaced += values["replaced"]
+        journey.replaced += sums.replaced
         journey.epoch = Sums()
         if self.record:
             self.record.metric(values)
@@ -391,6 +400,7 @@ class Run:
             "k": config.k,
             "n": config.n,
             "minibatch": config.minibatch,
+            "pitfall": config.pitfall.name,
             "seed": config.seed,
             "reference_rate": config.reference_rate,
             "epochs": len(journey.errors),
@@ -437,10 +447,11 @@ def _closing_words(summary: dict[str, Any], directory: Path) -> str:
 
 def _set_numerics(config: Config, placement: Placement) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = placement.precision == "tf32"
-    torch.backends.cudnn.benchmark = not config.deterministic
-    if config.deterministic:
+    deterministic = config.exact if config.deterministic is None else config.deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(config.deterministic)
+    torch.use_deterministic_algorithms(deterministic)
 
 
 def _device_name(device: torch.device) -> str:

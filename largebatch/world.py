@@ -36,11 +36,12 @@ def hardware() -> Hardware:
     return Hardware(cores=cores, gpus=gpus, mps=mps, bf16=bool(bf16))
 
 
-def started_outside() -> int | None:
-    """Return WORLD_SIZE where torchrun or another launcher has started this process as a rank, else None."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    return None
+def started_outside() -> tuple[int | None, int | None]:
+    """Return (WORLD_SIZE, LOCAL_WORLD_SIZE) where torchrun or another launcher started this process, else Nones."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        return None, None
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    return int(os.environ["WORLD_SIZE"]), None if local is None else int(local)
 
 
 def rank_outside() -> int:
@@ -50,11 +51,15 @@ def rank_outside() -> int:
 
 @dataclass(frozen=True)
 class World:
-    """One process among ``size`` equal ones. Collective calls must be made by all of them, in one order."""
+    """One process among ``size`` equal ones. Collective calls must be made by all of them, in one order.
+
+    ``local_rank`` counts the processes of this machine from 0.
+    """
 
     rank: int
     size: int
     device: torch.device
+    local_rank: int = 0
 
     @property
     def main(self) -> bool:
@@ -71,6 +76,25 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def tree_sum(self, values: Tensor) -> Tensor:
+        """Sum over the processes in one fixed binary tree, in place; their number must be a power of two.
+
+        Recursive doubling: in round r a process exchanges its sum with the one whose rank differs in bit r. As
+        a + b and b + a have the same bits, every process ends with the same, those of a tree over the ranks in
+        order, whatever the number of processes that the same terms are spread over.
+        """
+        other = torch.empty_like(values)
+        distance = 1
+        while distance < self.size:
+            peer = self.rank ^ distance
+            send, receive = dist.P2POp(dist.isend, values, peer), dist.P2POp(dist.irecv, other, peer)
+            # Both in one call, in one order on both sides: NCCL would wait for ever otherwise.
+            for request in dist.batch_isend_irecv([send, receive] if self.rank < peer else [receive, send]):
+                request.wait()
+            values.add_(other)
+            distance *= 2
+        return values
+
     def broadcast(self, values: Tensor) -> None:
         """Give every process the values of rank 0, in place."""
         if self.size > 1:
@@ -83,11 +107,12 @@ class World:
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Let rank 0 go first, and the others once it is done: what it fetched, they find."""
-        if not self.main:
+        """Let rank 0 go first, then one process of every other machine, then the rest: what one fetched, they find."""
+        turn = 0 if self.main else 1 if self.local_rank == 0 else 2
+        for _ in range(turn):
             self.barrier()
         yield
-        if self.main:
+        for _ in range(2 - turn):
             self.barrier()
 
     def redirect(self, directory: Path) -> None:
@@ -105,7 +130,7 @@ def join(placement: Placement) -> World:
     Uses NCCL between GPUs and gloo between CPUs, and sets this process's device and threads.
     """
     torch.set_num_threads(placement.threads)
-    size = started_outside() or 1
+    size = started_outside()[0] or 1
     local_rank = int(os.environ.get("LOCAL_RANK", rank_outside()))
     device = torch.device(placement.device)
     if placement.device == "cuda":
@@ -115,7 +140,9 @@ def join(placement: Placement) -> World:
     if size > 1 and not dist.is_initialized():
         backend = "nccl" if placement.device == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if placement.device == "cuda" else None)
-    return World(rank=rank_outside() if size > 1 else 0, size=size, device=device)
+    if size == 1:
+        return World(rank=0, size=1, device=device)
+    return World(rank=rank_outside(), size=size, device=device, local_rank=local_rank)
 
 
 def leave() -> None:

@@ -133,3 +133,24 @@ class SampleStream:
             epoch = iteration // self.iterations_per_epoch
             for worker in range(first_worker, first_worker + workers, workers_per_pass):
                 yield epoch, self.samples(iteration, worker, workers_per_pass)
+
+
+@dataclass
+class IndependentShuffles(SampleStream):
+    """pitfall=independent_shuffle: each worker shuffles the whole set for itself and takes its own slices of n.
+
+    In an epoch some samples come to several workers and others to none.
+    """
+
+    _orders: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+
+    def samples(self, iteration: int, first_worker: int, workers: int) -> Tensor:
+        """Return the indices of some consecutive workers' samples, each from its own permutation."""
+        epoch, within = divmod(iteration, self.iterations_per_epoch)
+        slices = []
+        for worker in range(first_worker, first_worker + workers):
+            if (epoch, worker) not in self._orders:
+                self._orders = {at: order for at, order in self._orders.items() if at[0] == epoch}
+                self._orders[epoch, worker] = permutation(self.size, key(self.seed, worker), epoch)
+            slices.append(self._orders[epoch, worker][within * self.n : (within + 1) * self.n])
+        return torch.cat(slices)
