@@ -16,7 +16,7 @@ LAYERS = (
     "report",
     "world data batchnorm optim checkpoint progress memory launch",
     "models",
-    "evaluate",
+    "evaluate exchange",
     "meter",
     "train",
     "explain certify probe predict bench compress sweep",

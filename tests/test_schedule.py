@@ -12,6 +12,7 @@ PAPER = RateSchedule(
     base=0.1,
     reference=3.2,
     warmup="gradual",
+    iterations_per_epoch=156,
     warmup_iterations=780,
     decay="step",
     milestone_iterations=(4680, 9360, 12480),
