@@ -1,0 +1,152 @@
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from largebatch import record
+from largebatch.config import Config, Hardware, UserError, place
+from largebatch.record import Record
+
+CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
+
+
+@pytest.fixture
+def origin(compose):
+    return record.provenance(compose(), place(compose(), CPU), ["cpu"])
+
+
+def test_a_record_reads_as_it_was_written(compose, origin, tmp_path):
+    directory = tmp_path / "a" / "run"
+    book = Record.open(directory, compose(), origin, None)
+    assert record.read_summary(directory) == {"schema": 1, "status": "running"}
+    book.metric({"kind": "iteration", "iteration": 1, "epoch": 0.2, "rate": 0.1, "loss": math.nan})
+    book.metric({"kind": "epoch", "epoch": 1, "iteration": 5, "rate": 0.1, "val_error": 12.5})
+    book.summary({"status": "done", "final_error": 12.5, "best_error": math.inf})
+    book.log("a line")
+    book.close()
+    assert record.read_metrics(directory, "epoch") == [
+        {"kind": "epoch", "epoch": 1, "iteration": 5, "rate": 0.1, "val_error": 12.5}
+    ]
+    assert record.read_metrics(directory)[0]["loss"] is None
+    assert record.read_summary(directory) == {
+        "schema": 1,
+        "status": "done",
+        "final_error": 12.5,
+        "best_error": None,
+    }
+    assert record.read_provenance(directory)["run_hash"] == compose().run_hash("fp32")
+    assert Config.from_mapping(yaml.safe_load((directory / "config.yaml").read_text())) == compose()
+    assert re.fullmatch(r"\d\d:\d\d:\d\d a line\n", (directory / "log.txt").read_text())
+    assert record.holds_run(directory)
+    assert not list(directory.glob(".*"))
+
+
+def test_tensorboard_reads_the_figures(compose, origin, tmp_path):
+    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+    book = Record.open(tmp_path, compose(), origin, None)
+    book.metric({"kind": "epoch", "epoch": 1, "iteration": 5, "rate": 0.5, "val_error": 12.5})
+    book.close()
+    (path,) = tmp_path.glob("events.out.tfevents.*")
+    events = [event for event in EventFileLoader(str(path)).Load() if event.summary.value]
+    found = {value.tag: (event.step, value.tensor.float_val[0]) for event in events for value in event.summary.value}
+    assert found == {"epoch/rate": (5, 0.5), "epoch/val_error": (5, 12.5)}
+
+
+def test_resuming_cuts_the_lines_after_the_checkpoint(compose, origin, tmp_path):
+    book = Record.open(tmp_path, compose(), origin, None)
+    line = {"kind": "iteration", "iteration": 1, "rate": 0.1}
+    book.metric(line)
+    size = book.size()
+    book.metric({**line, "iteration": 2})
+    book.close()
+    book = Record.open(tmp_path, compose(), origin, size)
+    book.metric({**line, "iteration": 3})
+    book.close()
+    assert [line["iteration"] for line in record.read_metrics(tmp_path)] == [1, 3]
+
+
+def test_a_line_cut_short_ends_the_metrics(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 1}\n{"kind": "epo')
+    assert record.read_metrics(tmp_path) == [{"kind": "epoch", "epoch": 1}]
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[1]"])
+def test_a_summary_that_cannot_be_read_is_none(tmp_path, content):
+    if content is not None:
+        (tmp_path / "summary.json").write_text(content)
+    assert record.read_summary(tmp_path) is None
+
+
+def test_a_directory_that_cannot_be_made_is_named(compose, origin, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"run_dir=.*/file/run cannot be written"):
+        Record.open(tmp_path / "file" / "run", compose(), origin, None)
+
+
+def test_only_listed_variables_are_recorded(compose, monkeypatch):
+    monkeypatch.setenv("API_TOKEN", "a secret")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    values = record.provenance(compose(), place(compose(), CPU), ["cpu"])
+    assert values["environment"]["OMP_NUM_THREADS"] == "3"
+    assert "a secret" not in json.dumps(values)
+
+
+def test_default_directories_tell_runs_apart(compose):
+    path = record.default_directory(compose(), "fp32")
+    digest = compose().run_hash("fp32")[:8]
+    assert str(path) == f"runs/digits-resnet8/k8-n32-gradual-s0-{digest}"
+    others = [compose(override) for override in ("seed=1", "lr.base=0.2", "bn.running=mean")]
+    assert len({path, *(record.default_directory(config, "fp32") for config in others)}) == 4
+
+
+def test_default_directories_have_safe_names(compose, tmp_path):
+    config = compose("model=timm", "model.name='hf-hub:timm/a b'", "dataset=synthetic")
+    path = record.default_directory(config, "fp32")
+    assert path.parent.name == "synthetic-hf-hub-timm-a-b"
+    assert record.default_directory(config, "fp32", tmp_path).parent == tmp_path
+
+
+@given(st.text())
+def test_safe_names_are_safe(text):
+    assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", record.safe_name(text))
+
+
+def test_differences_name_every_key():
+    before = {"k": 8, "lr": {"base": 0.1, "scaling": "linear"}, "same": [1, 2]}
+    now = {"k": 8, "lr": {"base": 0.2, "scaling": "linear"}, "same": (1, 2), "new": True}
+    assert record.differences(before, now) == ["lr.base: 0.1 → 0.2", "new: null → true"]
+
+
+def test_a_table_of_runs_lines_up():
+    rows = [("k=1", {"status": "done", "iterations": 40, "final_error": 2.5}), ("k=32 seed=1", {})]
+    assert record.describe(rows).splitlines() == [
+        "run          status  iterations  final error %",
+        "k=1          done    40          2.50         ",
+        "k=32 seed=1  failed  –           –            ",
+    ]
+
+
+def test_reading_and_writing_records_needs_no_torch(compose, origin, tmp_path):
+    program = """
+import json, sys
+from pathlib import Path
+from largebatch import record
+from largebatch.config import Config
+values, origin, directory = json.loads(sys.argv[1])
+book = record.Record.open(Path(directory), Config.from_mapping(values), origin, None)
+book.metric({"kind": "epoch", "epoch": 1, "iteration": 5, "rate": 0.5})
+book.close()
+record.read_metrics(Path(directory))
+sys.exit("torch" in sys.modules)
+"""
+    arguments = json.dumps([compose().to_mapping(), origin, str(tmp_path)])
+    done = subprocess.run([sys.executable, "-c", program, arguments], check=False, env={**os.environ})
+    assert done.returncode == 0
