@@ -63,5 +63,5 @@ def test_errors_are_exact_over_a_whole_set_and_a_short_last_batch():
 def test_a_batch_that_lacks_a_sample_is_noticed():
     cuts = batches_of(300)
     short = [cuts[0], range(256, 299)]
-    with pytest.raises(AssertionError, match="counted 299.* samples of 300"):
+    with pytest.raises(AssertionError, match=r"counted 299.* samples of 300"):
         evaluate(Indices(), batches(short, torch.zeros(300, dtype=torch.long)), range(2), cuts, ALONE)
