@@ -164,19 +164,18 @@ def fit(config: Config, placement: Placement, directory: Path) -> dict[str, Any]
         UserError: the data do not fit, cannot be read, or the device's memory is too small.
     """
     world = join(placement)
-    try:
-        _set_numerics(config, placement)
-        target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
-        with world.main_first():  # it may download
-            source = open_source(config.dataset, config.loader, config.seed, target, placement.threads)
-        config.check_size(source.train_images)
-        shape = config.dataset
-        check_shapes(config.model, source.classes, (config.n, shape.channels, shape.height, shape.width))
-        run = Run(make_learner(config, placement, world, source.classes), source, directory)
-        run.begin()
-        return run.protected_loop()
-    finally:
-        leave()
+    _set_numerics(config, placement)
+    target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
+    with world.main_first():  # it may download
+        source = open_source(config.dataset, config.loader, config.seed, target, placement.threads)
+    config.check_size(source.train_images)
+    shape = config.dataset
+    check_shapes(config.model, source.classes, (config.n, shape.channels, shape.height, shape.width))
+    run = Run(make_learner(config, placement, world, source.classes), source, directory)
+    run.begin()
+    summary = run.protected_loop()
+    leave()  # after a fault it is left open: the other processes would fail, and be taken for the cause
+    return summary
 
 
 def sample_stream(config: Config, train_images: int) -> SampleStream:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from largebatch.config import DatasetConfig, UserError
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 SYNTHETIC_IMAGES = 256
+DOWNLOAD_SECONDS = 20  # of silence on a connection before it is given up
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,12 @@ def load(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
                 f"channels, height and width say {_by(shape)}: take the overrides back, or check the files in "
                 f"{locate(config)}."
             )
+    for split, part in (("train", train), ("val", val)):
+        if part.labels.shape != part.images.shape[:1]:
+            raise UserError(
+                f"dataset={config.name}: the {split} labels ({_by(part.labels.shape)}) are not one for each of the "
+                f"{len(part.images)} images: check the files in {locate(config)}."
+            )
     return train, val
 
 
@@ -113,25 +121,35 @@ def list_folders(config: DatasetConfig) -> tuple[FileSet, FileSet]:
             )
     train, val = _folder(root / "train"), _folder(root / "val")
     if train.classes != val.classes:
-        only_train, only_val = (sorted(set(a) - set(b)) for a, b in _pairs(train.classes, val.classes))
+        only_train = sorted(set(train.classes) - set(val.classes))
+        only_val = sorted(set(val.classes) - set(train.classes))
         raise UserError(
             f"dataset={config.name}: {root}/train and {root}/val do not have the same class folders: "
             f"{_some(only_train)} in train alone, {_some(only_val)} in val alone."
         )
-    if config.name == "imagenet" and not (
-        len(train.classes) == 1000 and all(c[0] == "n" and c[1:].isdigit() and len(c) == 9 for c in train.classes)
-    ):
-        raise UserError(
-            f"dataset=imagenet: {root}/train has {len(train.classes)} class folders ({_some(train.classes)}), where "
-            "ImageNet-1k has 1000 named by synset, n01440764 … n15075141. For other images use dataset=imagefolder."
-        )
+    if config.name == "imagenet":
+        _check_synsets(root / "train", train.classes)
     if config.classes not in (None, len(train.classes)):
         raise UserError(f"dataset.classes={config.classes}, but {root}/train has {len(train.classes)} class folders.")
+    for split, files, expected in (("train", train, config.train_images), ("val", val, config.val_images)):
+        if expected not in (None, len(files.paths)):
+            raise UserError(
+                f"dataset.{split}_images={expected}, but {root / split} holds {len(files.paths)} images: complete the "
+                f"copy, or use dataset.{split}_images=null to take what is there."
+            )
     return train, val
 
 
-def _pairs(a: list[str], b: list[str]) -> tuple[tuple[list[str], list[str]], tuple[list[str], list[str]]]:
-    return (a, b), (b, a)
+def _check_synsets(root: Path, classes: list[str]) -> None:
+    from timm.data.imagenet_info import ImageNetInfo
+
+    synsets = set(ImageNetInfo("imagenet-1k").label_names())  # type: ignore[no-untyped-call]
+    if set(classes) != synsets:
+        raise UserError(
+            f"dataset=imagenet: {root} does not have ImageNet-1k's 1000 synsets, n01440764 … n15075141, as class "
+            f"folders: {_some(sorted(synsets - set(classes)))} lacking, {_some(sorted(set(classes) - synsets))} "
+            "unknown. For other images use dataset=imagefolder."
+        )
 
 
 def _folder(root: Path) -> FileSet:
@@ -163,14 +181,8 @@ def _by(shape: tuple[int | None, ...] | torch.Size) -> str:
 
 def _present(config: DatasetConfig, place: Path) -> bool:
     if config.name == "fashion_mnist":
-        return any((folder / f"{_IDX['train'][0]}{end}").exists() for folder in _idx_folders(place) for end in _ENDS)
-    binary, pickled = _CIFAR[config.name]
-    return (place / binary).is_dir() or (place / pickled).is_dir()
-
-
-def _missing(config: DatasetConfig, hint: str) -> UserError:
-    looked = ", ".join(map(str, search_path(config)))
-    return UserError(f"dataset={config.name} was not found in {looked}. {hint}")
+        return _idx_folder(place) is not None
+    return (place / _CIFAR[config.name].folder).is_dir()
 
 
 def _digits(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
@@ -192,8 +204,15 @@ _IDX = {
 _ENDS = ("", ".gz")
 
 
-def _idx_folders(place: Path) -> tuple[Path, ...]:
-    return (place, place / "FashionMNIST" / "raw")
+def _idx_file(folder: Path, name: str) -> Path | None:
+    return next((folder / f"{name}{end}" for end in _ENDS if (folder / f"{name}{end}").exists()), None)
+
+
+def _idx_folder(place: Path) -> Path | None:
+    """Return the folder at or below ``place`` (torchvision's layout) with any of the set's files."""
+    names = [name for pair in _IDX.values() for name in pair]
+    folders = (place, place / "FashionMNIST" / "raw")
+    return next((folder for folder in folders if any(_idx_file(folder, name) for name in names)), None)
 
 
 def read_idx(path: Path) -> Tensor:
@@ -216,89 +235,104 @@ def read_idx(path: Path) -> Tensor:
 
 
 def _fashion_mnist(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
-    places = search_path(config)
-    for place in places:
-        for folder in _idx_folders(place):
-            found = {
-                name: next((folder / f"{name}{end}" for end in _ENDS if (folder / f"{name}{end}").exists()), None)
-                for names in _IDX.values()
-                for name in names
-            }
-            if any(found.values()):
-                lacking = [name for name, path in found.items() if path is None]
-                if lacking:
-                    raise UserError(f"dataset=fashion_mnist: {folder} lacks {', '.join(lacking)}: fetch them again.")
-                tensors = [read_idx(path) for path in found.values() if path]
-                return (
-                    ImageSet(tensors[0][:, None], tensors[1].long()),
-                    ImageSet(tensors[2][:, None], tensors[3].long()),
-                )
-
-    def fetch(root: Path) -> tuple[ImageSet, ImageSet]:
+    def fetch(root: Path) -> None:
         from torchvision.datasets import FashionMNIST
 
-        sets = [FashionMNIST(str(root), train=train, download=True) for train in (True, False)]
-        train, val = (ImageSet(split.data[:, None], split.targets.long()) for split in sets)
-        return train, val
+        FashionMNIST(str(root), download=True)
 
-    return _download(config, places, fetch, "On Debian and Ubuntu: apt-get install dataset-fashion-mnist.")
-
-
-_CIFAR = {
-    "cifar10": ("cifar-10-batches-bin", "cifar-10-batches-py"),
-    "cifar100": ("cifar-100-binary", "cifar-100-python"),
-}
-
-
-def _cifar(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
-    places = search_path(config)
-    for place in places:
-        folder = place / _CIFAR[config.name][0]
-        if folder.is_dir():
-            return _cifar_binary(config, folder)
-
-    def fetch(root: Path) -> tuple[ImageSet, ImageSet]:
-        from torchvision import datasets
-
-        kind = datasets.CIFAR10 if config.name == "cifar10" else datasets.CIFAR100
-        sets = [kind(str(root), train=train, download=True) for train in (True, False)]
-        train, val = (
-            ImageSet(torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(split.targets))
-            for split in sets
-        )
-        return train, val
-
-    hint = f"Put the folder {_CIFAR[config.name][0]} of the set's binary version into dataset.root."
-    return _download(config, places, fetch, hint)
-
-
-def _cifar_binary(config: DatasetConfig, folder: Path) -> tuple[ImageSet, ImageSet]:
-    fine = config.name == "cifar100"
-    names = ["train.bin"] if fine else [f"data_batch_{number}.bin" for number in range(1, 6)]
-    label_bytes = 2 if fine else 1  # CIFAR-100 has the coarse label first
+    place = _find(config, fetch, "On Debian and Ubuntu: apt-get install dataset-fashion-mnist.")
+    folder = _idx_folder(place)
+    assert folder is not None, f"{place} was found to hold the set"
     splits = []
-    for files in (names, ["test.bin" if fine else "test_batch.bin"]):
-        rows = []
-        for name in files:
-            if not (folder / name).exists():
-                raise UserError(f"dataset={config.name}: {folder} lacks {name}: fetch the set again.")
-            data = np.fromfile(folder / name, dtype=np.uint8)
-            if len(data) == 0 or len(data) % (label_bytes + 3072):
-                raise UserError(f"{folder / name} is cut short: fetch the set again.")
-            rows.append(torch.from_numpy(data).view(-1, label_bytes + 3072))
-        table = torch.cat(rows)
-        splits.append(ImageSet(table[:, label_bytes:].reshape(-1, 3, 32, 32), table[:, label_bytes - 1].long()))
+    for images, labels in _IDX.values():
+        paths = _idx_file(folder, images), _idx_file(folder, labels)
+        if None in paths:
+            raise UserError(f"dataset=fashion_mnist: {folder} lacks {images} or {labels}: fetch the set again.")
+        pixels, numbers = (read_idx(path) for path in paths if path)
+        splits.append(ImageSet(pixels[:, None], numbers.long()))
     return splits[0], splits[1]
 
 
-def _download(
-    config: DatasetConfig, places: list[Path], fetch: Callable[[Path], tuple[ImageSet, ImageSet]], hint: str
-) -> tuple[ImageSet, ImageSet]:
+@dataclass(frozen=True)
+class _Cifar:
+    """The binary version of a CIFAR set: nothing in it is unpickled. CIFAR-100 has the coarse label first."""
+
+    archive: str
+    md5: str
+    folder: str
+    train: tuple[str, ...]
+    val: str
+    label_bytes: int
+
+
+_CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+_CIFAR = {
+    "cifar10": _Cifar(
+        archive="cifar-10-binary.tar.gz",
+        md5="c32a1d4ab5d03f1284b67883e8d87530",
+        folder="cifar-10-batches-bin",
+        train=tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+        val="test_batch.bin",
+        label_bytes=1,
+    ),
+    "cifar100": _Cifar(
+        archive="cifar-100-binary.tar.gz",
+        md5="03b5dce01913d631647c71ecec9e9cb8",
+        folder="cifar-100-binary",
+        train=("train.bin",),
+        val="test.bin",
+        label_bytes=2,
+    ),
+}
+_CIFAR_PIXELS = 3 * 32 * 32
+
+
+def _cifar(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
+    layout = _CIFAR[config.name]
+
+    def fetch(root: Path) -> None:
+        from torchvision.datasets.utils import download_and_extract_archive
+
+        download_and_extract_archive(_CIFAR_URL + layout.archive, str(root), md5=layout.md5)
+
+    folder = _find(config, fetch, f"It takes the set's binary version: a folder {layout.folder}.") / layout.folder
+    splits = []
+    for names in (layout.train, (layout.val,)):
+        rows = torch.cat([_cifar_rows(folder / name, layout.label_bytes) for name in names])
+        pixels = rows[:, layout.label_bytes :].reshape(-1, 3, 32, 32)
+        splits.append(ImageSet(pixels, rows[:, layout.label_bytes - 1].long()))
+    return splits[0], splits[1]
+
+
+def _cifar_rows(path: Path, label_bytes: int) -> Tensor:
+    if not path.exists():
+        raise UserError(f"{path} is missing: fetch the set again.")
+    data = np.fromfile(path, dtype=np.uint8)
+    if len(data) == 0 or len(data) % (label_bytes + _CIFAR_PIXELS):
+        raise UserError(f"{path} is cut short: fetch the set again.")
+    return torch.from_numpy(data).view(-1, label_bytes + _CIFAR_PIXELS)
+
+
+def _find(config: DatasetConfig, fetch: Callable[[Path], None], hint: str) -> Path:
+    """Return the first place that holds the set, after downloading it where none does."""
+    places = search_path(config)
+    found = next((place for place in places if _present(config, place)), None)
+    if found is not None:
+        return found
     root = next(place for place in places if place != DEBIAN_FASHION)
+    patience = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(DOWNLOAD_SECONDS)  # a network that drops packets would hold us up for minutes
     try:
-        return fetch(root)
+        fetch(root)
     except (OSError, RuntimeError) as error:  # what urllib and torchvision raise without a network or a disk
-        raise _missing(config, f"Downloading it to {root} failed: {error}. {hint}") from None
+        looked = ", ".join(map(str, places))
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"dataset={config.name} was not found in {looked}, and downloading it to {root} failed: {reason}. {hint}"
+        ) from None
+    finally:
+        socket.setdefaulttimeout(patience)
+    return root
 
 
 def _synthetic(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -14,14 +16,21 @@ from largebatch.config import DatasetConfig, LoaderConfig, UserError
 from largebatch.data import sets
 from largebatch.data.transforms import crop_and_flip, draw_crops, draw_resized_crop, normalise
 
+UNREADABLE = -100  # the label of a validation image that cannot be read: cross-entropy leaves it out
+# What Pillow's decoders raise on damaged files, and on absurd sizes.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
 
 @dataclass(frozen=True)
 class Batch:
-    """``images`` (batch, C, H, W) normalised, ``labels`` int64 (batch,); ``replaced`` counts corrupt images."""
+    """``images`` (batch, C, H, W) normalised, ``labels`` int64 (batch,).
+
+    ``corrupt`` counts images that cannot be read: replaced in training, labelled ``UNREADABLE`` in validation.
+    """
 
     images: Tensor
     labels: Tensor
-    replaced: int = 0
+    corrupt: int = 0
 
 
 class Source(Protocol):
@@ -120,6 +129,14 @@ class FolderSource:
     def __init__(self, config: DatasetConfig, seed: int, target: Target, workers: int, prefetch: int) -> None:
         if config.channels != 3:
             raise UserError(f"dataset.channels={config.channels}: image folders are read as RGB, 3 channels.")
+        if config.crop == "pad":
+            raise UserError("dataset.crop=pad is for small sets held in memory: image folders take resized or none.")
+        largest = max(config.height, config.width)
+        if config.resize is not None and config.resize < largest:
+            raise UserError(
+                f"dataset.resize={config.resize} is smaller than the crop of {config.height}×{config.width}, which "
+                f"would get black borders: use {largest} or more, or null for {largest}."
+            )
         train, val = sets.list_folders(config)
         self._files = (train, val)
         self._config, self._seed, self._target = config, seed, target
@@ -143,15 +160,27 @@ class FolderSource:
             prefetch_factor=self._prefetch if self._workers else None,
             pin_memory=self._target.device.type == "cuda",
             collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_the_run,
         )
         for pixels, labels, problems in loader:
             if problems and self._config.on_error == "stop":
                 raise UserError(
-                    f"{problems[0]}. Mend or remove the file, or use dataset.on_error=skip to count such images "
-                    "and replace each by the next one."
+                    f"{problems[0]}. Mend or remove the file, or use dataset.on_error=skip: such images are counted, "
+                    "replaced by the next one in training, and wrong in validation."
                 )
             images = self._target.images(pixels, self._config)
             yield Batch(images, labels.to(self._target.device, non_blocking=True), len(problems))
+
+
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Let a loader process outlive Ctrl-C and a scheduler's SIGTERM, which reach it too: the run ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def is_lost_loader(error: BaseException) -> bool:
+    """Whether a loader process was killed; torch has only words for it, and raises them wherever the run is."""
+    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
 _Sample = tuple[Tensor, int, str | None]
@@ -163,42 +192,47 @@ def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, list[str]]:
 
 
 class _Files(Dataset[_Sample]):
-    """Decode one image for (epoch, index); runs in loader processes."""
+    """Decode one image for (epoch, index); runs in loader processes.
+
+    In training a corrupt image gives way to the next one that can be read, with that one's label and crop: the
+    same one whoever decodes it. In validation it stays in its place, black and labelled ``UNREADABLE``.
+    """
 
     def __init__(self, files: sets.FileSet, config: DatasetConfig, seed: int, train: bool) -> None:
         self._files, self._config, self._seed, self._train = files, config, seed, train
 
     def __getitem__(self, place: tuple[int, int]) -> _Sample:
         epoch, index = place
-        problem: str | None = None
-        for step in range(len(self._files.paths)):
-            at = (index + step) % len(self._files.paths)
-            try:
-                pixels = self._decode(self._files.paths[at], epoch, at)
-            # Pillow's decoders raise any of these on damaged files.
-            except (OSError, ValueError, SyntaxError, EOFError) as error:
-                problem = problem or f"corrupt image {self._files.paths[at]}: {error}"
-                if self._config.on_error == "stop":
-                    empty = torch.zeros((3, self._config.height, self._config.width), dtype=torch.uint8)
-                    return empty, 0, problem
-            else:
-                return pixels, self._files.labels[at], problem
-        raise UserError(f"no image of this split can be read; the first problem: {problem}")
+        pixels, problem = self._decode(epoch, index)
+        if pixels is not None:
+            return pixels, self._files.labels[index], None
+        if self._train and self._config.on_error == "skip":
+            for step in range(1, len(self._files.paths)):
+                following = (index + step) % len(self._files.paths)
+                pixels, _ = self._decode(epoch, following)
+                if pixels is not None:
+                    return pixels, self._files.labels[following], problem
+            raise UserError(f"no image of this split can be read; the first problem: {problem}")
+        black = torch.zeros((3, self._config.height, self._config.width), dtype=torch.uint8)
+        return black, UNREADABLE, problem
 
-    def _decode(self, path: str, epoch: int, index: int) -> Tensor:
-        from PIL import Image
+    def _decode(self, epoch: int, index: int) -> tuple[Tensor | None, str | None]:
+        """Return the pixels, or what is wrong with the file."""
         from torchvision.transforms import functional
 
-        config = self._config
-        with Image.open(path) as file:
-            image = file.convert("RGB")  # ImageNet holds greyscale, CMYK and PNG files among its .JPEGs
-        size = [config.height, config.width]
+        path = self._files.paths[index]
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")  # ImageNet holds greyscale, CMYK and PNG files among its .JPEGs
+        except DAMAGE as error:
+            return None, f"corrupt image {path}: {error}"
+        config, size = self._config, [self._config.height, self._config.width]
         if self._train and config.crop == "resized":
             box, mirrored = draw_resized_crop(self._seed, epoch, index, image.width, image.height, config.flip)
             image = functional.resized_crop(image, *box, size)
             image = functional.hflip(image) if mirrored else image
         else:
-            image = functional.resize(image, [config.resize or min(size)])
+            image = functional.resize(image, [config.resize or max(size)])
             image = functional.center_crop(image, size)
         pixels: Tensor = functional.pil_to_tensor(image)
-        return pixels
+        return pixels, None

@@ -52,10 +52,10 @@ def crop_and_flip(images: Tensor, crops: Crops, pad: int) -> Tensor:
     rows = crops.top[:, None] + torch.arange(height, device=device)
     columns = torch.arange(width, device=device)
     columns = torch.where(crops.flip[:, None] == 1, width - 1 - columns, columns) + crops.left[:, None]
-    batch = torch.arange(len(images), device=device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=device)[None, :, None, None]
     padded = F.pad(images, (pad, pad, pad, pad)) if pad else images
-    return padded[batch, channels, rows[:, None, :, None], columns[:, None, None, :]]
+    places = (rows[:, :, None] * padded.shape[-1] + columns[:, None, :]).flatten(1)
+    cut = padded.flatten(2).gather(2, places[:, None].expand(-1, images.shape[1], -1))
+    return cut.view(images.shape)
 
 
 def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype) -> Tensor:

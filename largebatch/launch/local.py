@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import logging
+import multiprocessing
 import os
 import signal
 import sys
+import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar, cast
 
-from largebatch.config import UserError
+from largebatch.config import Fault, UserError
+from largebatch.interrupt import Signals
 
 R = TypeVar("R")
 
 _PR_SET_PDEATHSIG = 1
+_WATCH_SECONDS = 0.1  # between two looks at the ranks
 
 
-class RankError(RuntimeError):
-    """A process of the run failed; the message names it and holds its traceback."""
+class RankError(Fault):
+    """A process of the run failed; the message names it, and holds its traceback where it left one."""
 
 
 class Stopped(Exception):
-    """The launcher was told to stop by a signal, and has stopped its processes."""
+    """A signal ended the processes before they could return a result."""
 
     def __init__(self, number: int) -> None:
         self.signal = signal.Signals(number).name
@@ -35,7 +42,8 @@ class Stopped(Exception):
 def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: int, threads: int) -> R:
     """Call ``function(*arguments)`` in every process of a group, and return what rank 0 returns.
 
-    One process, or one that a launcher outside has started (RANK is set), is this process itself.
+    One process, or one that a launcher outside has started (RANK is set), is this process itself. A first SIGINT or
+    SIGTERM is passed on to the processes, which decide what to return; a second one ends them and this one at once.
 
     Args:
         function: Importable by name; joins the group that RANK and WORLD_SIZE describe.
@@ -46,16 +54,16 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
     Raises:
         UserError: what a process found wrong with the user's input.
         RankError: a process failed; the first of them is named.
-        Stopped: a signal ended the run.
+        Stopped: a signal came before the processes could heed it.
     """
     if processes == 1 or "RANK" in os.environ:
-        return function(*arguments)
-    from torch.distributed.elastic.multiprocessing.api import SignalException
+        return _in_place(function, arguments)
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The agent would print every failure in its own words, beside ours.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for logger in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # they tell of every failure in words of their own
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     config = LaunchConfig(
         min_nodes=1,
@@ -66,36 +74,71 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
-        monitor_interval=0.1,
+        monitor_interval=_WATCH_SECONDS,
         start_method="spawn",
+        # The agent would end the ranks within 30 s of a signal, and never fetch what they return.
+        signals_to_handle="SIGHUP,SIGQUIT",
     )
-    try:
-        results = elastic_launch(config, enter)(os.getpid(), function, arguments)
-    except ChildFailedError as error:
-        raise _explained(error, processes) from None
-    except SignalException as error:
-        raise Stopped(int(error.sigval)) from None
+    with tempfile.TemporaryDirectory() as failures, _Relay() as relay:
+        config.logs_specs = DefaultLogsSpecs(log_dir=failures)
+        try:
+            results = elastic_launch(config, enter)(os.getpid(), function, arguments)
+        except ChildFailedError as error:
+            if relay.interrupt or relay.end:
+                raise Stopped(signal.SIGINT if relay.interrupt else signal.SIGTERM) from None
+            raise explained(error, processes) from None
+        except SignalException as error:
+            raise Stopped(int(error.sigval)) from None
     return results[0]  # type: ignore[no-any-return]
+
+
+class _Relay(Signals):
+    """Within ``with``, pass the first SIGINT or SIGTERM on to the ranks."""
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        super()._receive(number, frame)
+        ranks = multiprocessing.active_children()
+        if not ranks:
+            raise Stopped(number)
+        for rank in ranks:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(cast(int, rank.pid), number)
+
+
+def _in_place(function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
+    if os.environ.get("RANK", "0") == "0":
+        return function(*arguments)
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    # What goes wrong in this rank alone reaches people through torchrun's report: rank 0 alone speaks to them.
+    return cast(R, record(function)(*arguments))
 
 
 def enter(parent: int, function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
     """Run in a new rank: tie its life to the launcher's, then do the work."""
-    from torch.distributed.elastic.multiprocessing.errors import record
-
     # Ctrl-C reaches the launcher alone, which passes it on; a launcher that is killed takes its ranks along.
     os.setsid()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(1)
-    return cast(R, record(function)(*arguments))
+    try:
+        return function(*arguments)
+    except Exception:
+        # The other ranks fail as soon as this one is gone, for want of it. Whoever fails of itself must be seen to
+        # be gone first: a fault that this rank only suffers from waits until the launcher has looked again.
+        time.sleep(10 * _WATCH_SECONDS)
+        raise
 
 
-def _explained(error: Any, processes: int) -> Exception:
+def explained(error: Any, processes: int) -> Exception:
+    """Return what is to be raised for a ChildFailedError: a sentence where the rank left one, else its traceback."""
     rank, failure = error.get_first_failure()
     name, text, trace = _error_file(failure.error_file)
     if name == UserError.__name__:
         return UserError(text)
+    if name == Fault.__name__:
+        return RankError(f"rank {rank} of {processes}: {text}")
     if failure.exitcode < 0:
         what = f"was killed by {signal.Signals(-failure.exitcode).name}"
     else:
