@@ -265,7 +265,7 @@ class _Cifar:
     label_bytes: int
 
 
-_CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
+CIFAR_URL = "https://www.cs.toronto.edu/~kriz/"
 _CIFAR = {
     "cifar10": _Cifar(
         archive="cifar-10-binary.tar.gz",
@@ -293,7 +293,7 @@ def _cifar(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
     def fetch(root: Path) -> None:
         from torchvision.datasets.utils import download_and_extract_archive
 
-        download_and_extract_archive(_CIFAR_URL + layout.archive, str(root), md5=layout.md5)
+        download_and_extract_archive(CIFAR_URL + layout.archive, str(root), md5=layout.md5)
 
     folder = _find(config, fetch, f"It takes the set's binary version: a folder {layout.folder}.") / layout.folder
     splits = []

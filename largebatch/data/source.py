@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from largebatch.config import DatasetConfig, LoaderConfig, UserError
 from largebatch.data import sets
-from largebatch.data.transforms import crop_and_flip, draw_crops, draw_resized_crop, normalise
+from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
 
 UNREADABLE = -100  # the label of a validation image that cannot be read: cross-entropy leaves it out
 # What Pillow's decoders raise on damaged files, and on absurd sizes.
@@ -91,6 +91,7 @@ class MemorySource:
         self._train = sets.ImageSet(train.images.to(device), train.labels.to(device))
         self._val = sets.ImageSet(val.images.to(device), val.labels.to(device))
         self._config, self._seed, self._target = config, seed, target
+        self._drawn: tuple[int, Crops] | None = None
         self.train_images = config.train_images or len(train.labels)
         self.val_images = config.val_images or len(val.labels)
         self.classes = config.classes or int(train.labels.max()) + 1
@@ -107,8 +108,7 @@ class MemorySource:
             indices = indices.to(self._target.device)
             images, labels = self._pick(self._train, indices)
             if self._config.crop == "pad":
-                crops = draw_crops(self._seed, epoch, indices, self._config.pad, self._config.flip)
-                images = crop_and_flip(images, crops, self._config.pad)
+                images = crop_and_flip(images, self._crops(epoch).of(indices), self._config.pad)
             yield Batch(self._target.images(images, self._config), labels)
 
     def validation(self, batches: Sequence[range]) -> Iterator[Batch]:
@@ -116,6 +116,14 @@ class MemorySource:
         for batch in batches:
             images, labels = self._pick(self._val, torch.arange(batch.start, batch.stop, device=self._target.device))
             yield Batch(self._target.images(images, self._config), labels)
+
+    def _crops(self, epoch: int) -> Crops:
+        """Draw for a whole epoch at once: for a batch of small images drawing takes longer than cutting."""
+        if self._drawn is None or self._drawn[0] != epoch:
+            everyone = torch.arange(self.train_images, device=self._target.device)
+            drawn = draw_crops(self._seed, epoch, everyone, self._config.pad, self._config.flip)
+            self._drawn = (epoch, drawn)
+        return self._drawn[1]
 
     def _pick(self, split: sets.ImageSet, indices: Tensor) -> tuple[Tensor, Tensor]:
         # Synthetic images repeat: a set of any size from a few.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -27,6 +28,10 @@ class Crops:
     top: Tensor
     left: Tensor
     flip: Tensor
+
+    def of(self, indices: Tensor) -> Crops:
+        """Return the crops of some of the samples, by their place in these."""
+        return Crops(self.top[indices], self.left[indices], self.flip[indices])
 
 
 def draw_crops(seed: int, epoch: int, indices: Tensor, pad: int, flip: bool) -> Crops:
@@ -67,10 +72,18 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], d
         std: C values.
         dtype: float32 or float64.
     """
-    shape = (1, -1, 1, 1)
-    scale = torch.tensor([1 / (255 * s) for s in std], dtype=dtype, device=images.device).view(shape)
-    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=images.device)
-    return images.to(dtype) * scale + shift.view(shape)
+    scale, shift = _scale_and_shift(mean, std, dtype, images.device)
+    return images.to(dtype).mul_(scale).add_(shift)
+
+
+@functools.cache  # made anew for every batch, they would make a GPU wait
+def _scale_and_shift(
+    mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    scale = [1 / (255 * s) for s in std]
+    shift = [-m / s for m, s in zip(mean, std, strict=True)]
+    made = (torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1) for values in (scale, shift))
+    return next(made), next(made)
 
 
 def draw_resized_crop(
