@@ -79,7 +79,8 @@ class Meter:
         rows = self._world.sum(self._rows).cpu()
         for total in sums:
             total.add(rows[:-1], self._seen)
+        # Before the rows are emptied: on the CPU both names mean the same memory.
+        interrupt, end, save, _ = (rows[-1] > 0).tolist()
         self._rows.zero_()
         self._seen = 0
-        interrupt, end, save, _ = (rows[-1] > 0).tolist()
         return Wishes(interrupt, end, save)
