@@ -1,0 +1,63 @@
+# `make train` and `make test` set up all they need: make, python3 (3.11 or later) and a network are enough.
+.DEFAULT_GOAL := help
+.PHONY: help setup train test acceptance lint type format bench results clean python
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+# The uv on PATH if it works, else one of our own: system Pythons refuse plain pip installs (PEP 668).
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
+BIN := .venv/bin
+export UV_COMPILE_BYTECODE := 1
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: .venv/synced ## make .venv with the locked packages; every target below does it first
+
+train: .venv/synced ## train k=8 workers of n=32 on the digits; called again, go on or say that it is done
+	$(BIN)/largebatch train k=8 n=32 resume=true
+
+test: .venv/synced ## run the tests
+	$(BIN)/pytest
+
+acceptance: .venv/synced ## run the long checks of what is promised, about ten minutes
+	$(BIN)/pytest -m acceptance --durations=0
+
+lint: .venv/synced ## check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: .venv/synced ## check types
+	$(BIN)/mypy
+
+format: .venv/synced ## put the code in style
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+bench: .venv/synced ## measure the speed of a training step and of the loader here
+	$(BIN)/largebatch bench
+
+results: .venv/synced ## draw the README's figure again from its records
+	$(BIN)/python scripts/curves.py results/digits-curves
+
+clean: ## remove what was set up and built; runs stay
+	rm -rf .venv .uv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/synced: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV)) | python
+	$(UV) sync --frozen --python $(PYTHON)
+	@touch $@
+
+.uv/bin/uv: | python
+	@rm -rf .uv
+	@if $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null; then \
+		$(PYTHON) -m venv .uv && .uv/bin/python -m pip install --quiet uv; \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		$(PYTHON) -m pip install --quiet --target .uv uv; \
+	else \
+		echo "$(PYTHON) has neither venv nor pip. On Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; \
+	fi
+
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found: largebatch needs Python 3.11 or later." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("$(PYTHON) is %d.%d: largebatch needs 3.11 or later. If there is one here: make PYTHON=python3.12 ..." % v[:2])'

@@ -1,0 +1,26 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Done = subprocess.CompletedProcess[str]
+
+
+@pytest.fixture
+def largebatch(tmp_path) -> Callable[..., Done]:
+    """Return a function that runs the installed command in an empty directory, and returns its output and status."""
+
+    def run(*arguments: str, **environment: str) -> Done:
+        return subprocess.run(
+            [Path(sys.executable).with_name("largebatch"), *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run

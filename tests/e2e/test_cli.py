@@ -1,0 +1,155 @@
+"""The command as a user types it: help, mistakes, configurations of one's own, and completion in a real bash."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from largebatch.cli import COMMANDS
+
+# What bash does at the TAB key, without a terminal.
+PRESS_TAB = """
+eval "$(largebatch -sc install=bash)"
+COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDS=($1)
+[[ $1 == *" " ]] && COMP_WORDS+=("")
+COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+hydra_bash_completion
+echo "${COMPREPLY[@]}"
+"""
+
+
+def press_tab(line: str, directory: Path) -> list[str]:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", PRESS_TAB, "bash", line],
+        cwd=directory,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
+def test_the_bare_command_lists_the_commands_with_a_line_each(largebatch, arguments):
+    done = largebatch(*arguments)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, command in COMMANDS.items():
+        assert [line for line in done.stdout.splitlines() if line.split() == [name, *command.summary.split()]]
+
+
+@pytest.mark.parametrize("arguments", [("--version",), ("train", "--version")])
+def test_version(largebatch, arguments):
+    done = largebatch(*arguments)
+    assert (done.returncode, done.stdout) == (0, "largebatch 0.1.0\n")
+
+
+def test_the_module_is_the_command(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "largebatch", "--version"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (0, "largebatch 0.1.0\n")
+
+
+@pytest.mark.parametrize("command", ["train", "explain"])
+def test_help_of_a_command_shows_examples_keys_and_groups(largebatch, command):
+    done = largebatch(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"largebatch {command}" in done.stdout
+    assert "warmup: constant, gradual, none" in done.stdout
+    assert "base_minibatch: 256" in done.stdout
+    assert "Exit status: 0 done, 2 a mistake" in done.stdout
+
+
+def test_cfg_job_shows_the_composed_values_and_trains_nothing(largebatch, tmp_path):
+    done = largebatch("train", "--cfg", "job", "k=16", "warmup=none")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("k: 16\n")
+    assert "warmup:\n  name: none\n" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["trian"], "'trian' is not a command. These are: train, "),
+        (["trian"], "Did you mean 'train'?"),
+        (["--verison"], "Did you mean '--version'?"),
+        (["train", "epocs=3"], "'epocs' is not a key. Did you mean 'epochs'?"),
+        (["train", "+epocs=3"], "'epocs' is not a key of this configuration. Did you mean 'epochs'?"),
+        (["train", "modle=resnet50"], "'modle' is not a key. Did you mean 'model'?"),
+        (["train", "lr.bse=1"], "'lr.bse' is not a key. Did you mean 'lr.base'?"),
+        (["explain", "warmup=gradul"], "warmup=gradul is not known: it takes constant, gradual, none. Did you mean"),
+        (["explain", "experiment=imagenet_1"], "imagenet_table2c_8k. Did you mean 'imagenet_1h'?"),
+        (["train", "k"], "'k' cannot be read as key=value."),
+        (["train", "run_dir=runs/k=8"], "'run_dir=runs/k=8' cannot be read as key=value. Put a value with = , [ or"),
+        (["train", "k=eight"], "k=eight is of the wrong kind: it takes a whole number."),
+        (["train", "run_dir=${where}"], "Interpolation key 'where' not found"),
+        (["explain", "format=jsn"], "format=jsn is not known: it takes text, json. Did you mean 'json'?"),
+        (["explain", "rates=full"], "add format=json."),
+        (["-sc"], "-sc takes install=bash"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(largebatch, tmp_path, arguments, sentence):
+    done = largebatch(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert sentence in done.stderr
+    assert done.stderr.startswith("largebatch: ")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_configuration_of_ones_own(largebatch, tmp_path):
+    own = tmp_path / "mine" / "warmup"
+    own.mkdir(parents=True)
+    (own / "short.yaml").write_text("name: gradual\nepochs: 2\n")
+    done = largebatch("explain", "--config-dir", "mine", "warmup=short", "k=16", "format=json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["warmup"], facts["warmup_epochs"], facts["minibatch"]) == ("gradual", 2, 512)
+
+
+def test_json_is_all_there_is_on_stdout(largebatch, tmp_path):
+    done = largebatch("explain", "k=16", "format=json", "rates=full")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["reference_rate"] == 0.2
+    assert len(facts["rates"]) == facts["iterations"] == 90 * facts["iterations_per_epoch"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_needs_no_torch(largebatch, tmp_path):
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    for arguments in ((), ("--version",), ("train", "--help"), ("explain", "--cfg", "job"), ("train", "epocs=3")):
+        done = largebatch(*arguments, PYTHONPATH=str(tmp_path))
+        assert "torch was imported" not in done.stderr
+    assert "torch was imported" in largebatch("explain", PYTHONPATH=str(tmp_path)).stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("largebatch tr", ["train"]),
+        ("largebatch train epo", ["epochs="]),
+        ("largebatch  explain  form", ["format="]),
+        ("largebatch train lr.", ["lr.base=", "lr.base_minibatch=", "lr.scaling="]),
+        ("largebatch train warmup=", ["warmup=constant", "warmup=gradual", "warmup=none"]),
+        ("largebatch train -m k=1,8 model=resnet5", ["model=resnet50", "model=resnet56"]),
+        ("largebatch train k=a=b mod", []),
+        ("largebatch nonsense k", []),
+    ],
+)
+def test_completion_in_bash(tmp_path, line, expected):
+    assert press_tab(line, tmp_path) == expected
+
+
+def test_completion_of_commands_and_of_every_key(tmp_path):
+    assert set(press_tab("largebatch ", tmp_path)) == set(COMMANDS)
+    assert {"k=", "n=", "seed=", "run_dir=", "model=", "experiment=", "lr."} <= set(
+        press_tab("largebatch train ", tmp_path)
+    )
