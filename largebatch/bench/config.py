@@ -1,0 +1,43 @@
+"""What is measured, and how often. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from largebatch.config import DatasetConfig, UserError, at_least, one_of
+
+PARTS = ("step", "loader")
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """What to measure.
+
+    ``what`` is step, loader or all. The first of ``k`` is compared with the plain loops, each of the others with
+    the first. Sides take turns, ``repeats`` of them, of ``iterations`` steps each. The loaders read ``photographs``
+    made here, in a run of the loader over all of them a turn, unless ``files`` has a root.
+    """
+
+    what: str
+    k: tuple[int, ...]
+    repeats: int
+    iterations: int
+    photographs: int
+    files: DatasetConfig
+
+    def __post_init__(self) -> None:
+        one_of("bench.what", self.what, (*PARTS, "all"))
+        if not self.k:
+            raise UserError("bench.k=[] is empty: give numbers of workers, such as [8,64].")
+        if len(set(self.k)) < len(self.k):
+            raise UserError(f"bench.k={list(self.k)} names a number twice: each is compared with the first.")
+        for key in ("repeats", "iterations"):
+            at_least(f"bench.{key}", getattr(self, key), 1)
+        at_least("bench.photographs", self.photographs, 32)
+        for workers in self.k:
+            at_least("bench.k", workers, 1)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is measured, in order."""
+        return PARTS if self.what == "all" else (self.what,)

@@ -1,0 +1,148 @@
+"""Images from JPEG files: our loader, and torchvision's usual transforms in a plain DataLoader."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from largebatch.bench.compare import Side, Timings, take_turns
+from largebatch.config import DatasetConfig, LoaderConfig
+from largebatch.data.source import FolderSource, Target
+from largebatch.data.stream import permutation
+
+SIZE = (500, 375)  # width and height of ImageNet's average image
+QUALITY = 90
+CLASSES = 4
+COLOUR_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")  # those that scikit-image brings along
+
+
+@dataclass(frozen=True)
+class Loading:
+    """What the two loaders do: the files, batches of ``batch`` images, ``workers`` loader processes."""
+
+    files: DatasetConfig
+    batch: int
+    workers: int
+    prefetch: int
+
+    def ours(self) -> Iterator[torch.Tensor]:
+        """Yield the training images of one epoch with the product's loader, on the CPU."""
+        target = Target(torch.device("cpu"), torch.float32)
+        source = FolderSource(self.files, 0, target, self.workers, self.prefetch)
+        order = permutation(source.train_images, seed=0, epoch=0)
+        for batch in source.train((0, ids) for ids in torch.split(order, self.batch)):
+            yield batch.images
+
+    def torchvision(self) -> Iterator[torch.Tensor]:
+        """Yield the training images of one epoch as torchvision's examples load them."""
+        from torchvision import transforms
+        from torchvision.datasets import ImageFolder
+
+        files = self.files
+        dataset = ImageFolder(
+            str(Path(files.root or "") / "train"),
+            transforms.Compose(
+                [
+                    transforms.RandomResizedCrop((files.height, files.width)),
+                    transforms.RandomHorizontalFlip(),
+                    transforms.ToTensor(),
+                    transforms.Normalize(files.mean, files.std),
+                ]
+            ),
+        )
+        loader = DataLoader(
+            dataset,
+            batch_size=self.batch,
+            shuffle=True,
+            num_workers=self.workers,
+            prefetch_factor=self.prefetch if self.workers else None,
+        )
+        for images, _ in loader:
+            yield images
+
+
+def loading(files: DatasetConfig, loader: LoaderConfig, batch: int, cores: int) -> Loading:
+    """Return what is compared: loader processes as a run would have them."""
+    return Loading(files, batch, min(cores, 16) if loader.workers is None else loader.workers, loader.prefetch)
+
+
+def time_loaders(what: Loading, repeats: int) -> Timings:
+    """Time one epoch of each in turn, from the start of the loader processes to their end.
+
+    Returns:
+        Sides ``ours`` and ``torchvision``.
+    """
+    images = sum(len(batch) for batch in what.ours())
+    turns = {
+        "ours": Side(lambda: _exhaust(what.ours()), images),
+        "torchvision": Side(lambda: _exhaust(what.torchvision()), images),
+    }
+    return take_turns(turns, repeats, "loader against torchvision's")
+
+
+def _exhaust(batches: Iterator[torch.Tensor]) -> None:
+    for _ in batches:
+        pass
+
+
+def make_photographs(root: Path, files: DatasetConfig, count: int) -> DatasetConfig:
+    """Write JPEGs of ImageNet's size in its layout, and return ``files`` pointing there.
+
+    Windows of scikit-image's photographs, scaled to 500×375 or upright; smooth patterns where it is not installed.
+
+    Args:
+        root: An empty directory.
+        files: The shape and the crops that are wanted.
+        count: Training images.
+    """
+    originals = _photographs() if importlib.util.find_spec("skimage") else _patterns()
+    chance = random.Random(0)
+    for number in range(count):
+        original = originals[number % len(originals)]
+        size = SIZE if chance.random() < 0.75 else SIZE[::-1]
+        share = chance.uniform(0.7, 1.0)
+        width = round(share * min(original.width, original.height * size[0] / size[1]))
+        height = round(width * size[1] / size[0])
+        left, top = chance.randint(0, original.width - width), chance.randint(0, original.height - height)
+        window = original.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        _save(window, root / "train" / f"class{number % CLASSES}" / f"{number}.jpg")
+    for number in range(CLASSES):
+        _save(originals[0].resize(SIZE), root / "val" / f"class{number}" / "0.jpg")
+    return replace(files, name="imagefolder", root=str(root), train_images=None, val_images=None, classes=None)
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, quality=QUALITY)
+
+
+def _photographs() -> list[Image.Image]:
+    from skimage import data
+
+    return [Image.fromarray(getattr(data, name)()) for name in COLOUR_PHOTOGRAPHS]
+
+
+def _patterns() -> list[Image.Image]:
+    """Return sums of waves of many lengths with falling weights, as photographs have them."""
+    chance = np.random.default_rng(0)
+    down, right = np.mgrid[:512, :640] / 512
+    images = []
+    for _ in range(len(COLOUR_PHOTOGRAPHS)):
+        planes = np.zeros((512, 640, 3))
+        for octave in range(8):
+            for channel in range(3):
+                angle, phase = chance.uniform(0, 2 * math.pi, 2)
+                wave = math.cos(angle) * down + math.sin(angle) * right
+                planes[..., channel] += np.sin(2 * math.pi * 2**octave * wave + phase) / (octave + 1)
+        planes = (planes - planes.min()) / (planes.max() - planes.min())
+        images.append(Image.fromarray((255 * planes).astype(np.uint8)))
+    return images

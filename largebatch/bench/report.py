@@ -1,0 +1,145 @@
+"""All measurements of one call, as stable keys and as a page for people."""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from largebatch.bench import loader, step
+from largebatch.bench.config import BenchConfig
+from largebatch.config import Config, Placement, UserError, place
+from largebatch.data import sets
+from largebatch.world import hardware
+
+Facts = dict[str, Any]
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def bench(config: Config, asked: BenchConfig) -> Facts:
+    """Measure, and return facts with stable keys; see :func:`as_text` for people.
+
+    ``ratios`` are of images/s, ours over the peer: above 1, ours is faster. ``memory_bytes`` is what steps at
+    each k add to a process.
+
+    Args:
+        config: Network, images, n, precision and threads; its k is not used.
+        asked: What to measure.
+
+    Raises:
+        UserError: more than one process, data that are missing, a minibatch larger than its set.
+    """
+    if config.processes != 1:
+        raise UserError(f"processes={config.processes} cannot be compared: bench runs in one process.")
+    placement = place(config, hardware())
+    facts: Facts = {
+        "machine": machine(placement),
+        "setting": {"n": config.n, "model": config.model.name, **asdict(asked)},
+        "ratios": {},
+        "images_per_second": {},
+        "memory_bytes": {},
+    }
+    if "step" in asked.parts:
+        _steps(config, asked, facts)
+    if "loader" in asked.parts:
+        _loaders(config, asked, placement, facts)
+    facts["machine"]["load_at_end"] = os.getloadavg()[0]
+    return facts
+
+
+def _steps(config: Config, asked: BenchConfig, facts: Facts) -> None:
+    images = step.step_data(config.dataset)
+    shape = f"{images.channels}×{images.height}×{images.width}"
+    configs = [replace(config, k=k, dataset=images) for k in asked.k]
+    runs = {one.k: (one, place(one, hardware())) for one in configs}
+    first, *others = asked.k
+    facts["setting"]["images"] = f"{images.name} {shape}"
+    facts["setting"]["workers_per_pass"] = {f"k{k}": placed.workers_per_pass for k, (_, placed) in runs.items()}
+    # First of all: a child's peak of resident memory starts from that of this process.
+    for k, run in runs.items():
+        facts["memory_bytes"][f"k{k}"] = step.peak_memory(*run)
+
+    against = step.time_against_plain(*runs[first], asked.repeats, asked.iterations)
+    speeds = facts["images_per_second"]
+    speeds["step"] = against.speed("ours")
+    for peer in ("accumulation", "one_group"):
+        facts["ratios"][f"step_vs_{peer}"] = asdict(against.ratio("ours", peer))
+        speeds[f"plain_{peer}"] = against.speed(peer)
+    if others:
+        timings = step.time_workers(runs, asked.repeats, asked.iterations)
+        speeds |= {f"step_k{k}": timings.speed(f"k{k}") for k in asked.k}
+        for k in others:
+            facts["ratios"][f"k{k}_vs_k{first}"] = asdict(timings.ratio(f"k{k}", f"k{first}"))
+
+
+def _loaders(config: Config, asked: BenchConfig, placement: Placement, facts: Facts) -> None:
+    files = asked.files if sets.in_memory(config.dataset) else config.dataset
+    with tempfile.TemporaryDirectory(prefix="largebatch-bench-") as directory:
+        if not sets.search_path(files):
+            files = loader.make_photographs(Path(directory), files, asked.photographs)
+        what = loader.loading(files, config.loader, config.n, placement.threads)
+        timings = loader.time_loaders(what, asked.repeats)
+    facts["setting"]["loader_workers"] = what.workers
+    facts["ratios"]["loader_vs_torchvision"] = asdict(timings.ratio("ours", "torchvision"))
+    facts["images_per_second"]["loader"] = timings.speed("ours")
+    facts["images_per_second"]["loader_torchvision"] = timings.speed("torchvision")
+
+
+def machine(placement: Placement) -> Facts:
+    """Return what the figures were measured on."""
+    device = torch.cuda.get_device_name() if placement.device == "cuda" else placement.device
+    return {
+        "processor": _processor(),
+        "cores": hardware().cores,
+        "threads": placement.threads,
+        "device": device,
+        "precision": placement.precision,
+        "channels_last": placement.channels_last,
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "load_at_start": os.getloadavg()[0],
+    }
+
+
+def _processor() -> str:
+    lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+NAMES = {
+    "step_vs_accumulation": "step ÷ plain loop in micro-batches of n",
+    "step_vs_one_group": "step ÷ plain loop in one pass, one BN group",
+    "loader_vs_torchvision": "loader ÷ torchvision's usual transforms",
+}
+
+
+def as_text(facts: Facts) -> str:
+    """Return the facts as a page for people."""
+    where, setting = facts["machine"], facts["setting"]
+    lines = [
+        f"{where['processor']}, {where['cores']} cores; {where['device']}, {where['threads']} threads, "
+        f"{where['precision']}; torch {where['torch']}; load {where['load_at_start']:.1f} at the start, "
+        f"{where['load_at_end']:.1f} at the end",
+    ]
+    if "images" in setting:
+        lines.append(f"step: {setting['model']}, {setting['images']}, k={setting['k'][0]} n={setting['n']}; ours cuts")
+        lines[-1] += " its crops in every step, the plain loops find theirs ready"
+    lines += ["", f"{'images/s, ours ÷ peer':<46} {'median':>8} {'95 % interval':>17}"]
+    for name, ratio in facts["ratios"].items():
+        shown = NAMES.get(name, name.replace("_vs_", " ÷ "))
+        lines.append(f"{shown:<46} {ratio['median']:>8.3f} {ratio['low']:>8.3f} – {ratio['high']:.3f}")
+    lines += ["", f"{'images/s':<46} {'median':>8}"]
+    lines += [f"{name.replace('_', ' '):<46} {speed:>8,.0f}" for name, speed in facts["images_per_second"].items()]
+    if facts["memory_bytes"]:
+        lines += ["", f"{'memory that steps add':<46} {'MB':>8}"]
+        lines += [f"{name:<46} {size / 1e6:>8,.1f}" for name, size in facts["memory_bytes"].items()]
+    return "\n".join(lines)

@@ -1,0 +1,193 @@
+"""One large step, ours and a tutorial's."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import resource
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from largebatch.bench.compare import Side, Timings, take_turns
+from largebatch.config import Config, DatasetConfig, Placement
+from largebatch.data import sets
+from largebatch.data.source import Batch, Source, Target, open_source
+from largebatch.models import build_model
+from largebatch.train import DTYPES, Learner, make_learner, sample_stream, train_step
+from largebatch.world import join
+
+# The rate of every step here: weights stay, so that all steps do the same arithmetic, and it is the optimizer's
+# whole work all the same.
+RATE = 0.0
+MEMORY_STEPS = 3
+
+
+@dataclass
+class Ours:
+    """The product's step: the first iteration of a run, again and again, crops drawn and cut each time."""
+
+    learner: Learner
+    source: Source
+
+    def batches(self) -> list[Batch]:
+        """Return the images of the step as the k workers see them."""
+        return list(self._passes())
+
+    def step(self) -> None:
+        """Make one step of kn samples."""
+        train_step(self.learner, self._passes(), iteration=0, rate=RATE)
+
+    def _passes(self) -> Iterator[Batch]:
+        place = self.learner.placement
+        stream = sample_stream(self.learner.config, self.source.train_images)
+        return self.source.train(stream.passes(0, 1, 0, place.workers, place.workers_per_pass))
+
+
+@dataclass
+class Plain:
+    """A PyTorch loop as a tutorial writes it, over images that lie ready on the device."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    batches: list[tuple[Tensor, Tensor]]
+    autocast: Callable[[], contextlib.AbstractContextManager[Any]]
+
+    def step(self) -> None:
+        """Make one step over all batches, whose gradients are averaged."""
+        self.optimizer.zero_grad()
+        for images, labels in self.batches:
+            with self.autocast():
+                loss = F.cross_entropy(self.model(images), labels) / len(self.batches)
+            loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+
+def make_ours(config: Config, placement: Placement) -> Ours:
+    """Make the product's side.
+
+    Raises:
+        UserError: the data are missing, or smaller than the minibatch.
+    """
+    world = join(placement)
+    target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
+    source = open_source(config.dataset, config.loader, config.seed, target, placement.threads)
+    config.check_size(source.train_images)
+    return Ours(make_learner(config, placement, world, source.classes), source)
+
+
+def make_plain(ours: Ours, samples: int) -> Plain:
+    """Make a tutorial's side with the weights and the images of ours.
+
+    Args:
+        ours: Whose weights, images, precision and memory format are taken.
+        samples: In a forward pass, and so in a BatchNorm's statistics: n for gradient accumulation in
+            micro-batches of n, kn for one pass with one group.
+    """
+    learner, config = ours.learner, ours.learner.config
+    model = build_model(config.model, ours.source.classes, config.dataset.channels)
+    model.load_state_dict(learner.model.state_dict())
+    model.to(learner.world.device, DTYPES[learner.placement.precision]).train()
+    if learner.placement.channels_last:
+        model.to(memory_format=torch.channels_last)
+    if config.compile:
+        model.compile()
+    update = config.optimizer
+    optimizer = SGD(
+        model.parameters(),
+        lr=RATE,
+        momentum=update.momentum,
+        nesterov=update.nesterov,
+        weight_decay=update.weight_decay,
+    )
+    batches = ours.batches()
+    images, labels = (torch.cat(parts) for parts in zip(*((b.images, b.labels) for b in batches), strict=True))
+    pairs = list(zip(torch.split(images, samples), torch.split(labels, samples), strict=True))
+    return Plain(model, optimizer, pairs, learner.autocast)
+
+
+def step_data(dataset: DatasetConfig) -> DatasetConfig:
+    """Return the set itself where it lies in memory, and made-up images of its shape for image folders."""
+    if sets.in_memory(dataset):
+        return dataset
+    return replace(
+        dataset,
+        name="synthetic",
+        crop="none",
+        train_images=dataset.train_images or 50_000,
+        val_images=dataset.val_images or 1000,
+        classes=dataset.classes or 1000,
+    )
+
+
+def time_against_plain(config: Config, placement: Placement, repeats: int, iterations: int) -> Timings:
+    """Time our step in turn with two plain loops over the same images.
+
+    Returns:
+        Sides ``ours``, ``accumulation`` (micro-batches of n, whose BatchNorms see what ours see) and ``one_group``
+        (one pass over kn samples, as torchvision's reference does).
+    """
+    ours = make_ours(config, placement)
+    sides = {
+        "ours": ours.step,
+        "accumulation": make_plain(ours, config.n).step,
+        "one_group": make_plain(ours, config.minibatch).step,
+    }
+    turns = {name: _side(step, iterations, config.minibatch, ours) for name, step in sides.items()}
+    return take_turns(turns, repeats, "step against a plain loop")
+
+
+def time_workers(runs: Mapping[int, tuple[Config, Placement]], repeats: int, iterations: int) -> Timings:
+    """Time our step at several k in turn, as many steps of each as make up about the same number of images.
+
+    Returns:
+        Sides ``k8`` and so on.
+    """
+    turns = {}
+    for k, (config, placement) in runs.items():
+        ours = make_ours(config, placement)
+        turns[f"k{k}"] = _side(ours.step, iterations * max(1, max(runs) // k), config.minibatch, ours)
+    return take_turns(turns, repeats, "step at each k")
+
+
+def _side(step: Callable[[], None], steps: int, minibatch: int, ours: Ours) -> Side:
+    def turn() -> None:
+        for _ in range(steps):
+            step()
+        if ours.learner.world.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    return Side(turn, steps * minibatch)
+
+
+def peak_memory(config: Config, placement: Placement) -> int:
+    """Return the bytes that steps add to a process's memory, measured in a process of its own.
+
+    On CUDA the peak of what PyTorch allocated, elsewhere the growth of the resident set's peak from just before
+    the first step to after the third.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(_peak_memory, config, placement).result()
+
+
+def _peak_memory(config: Config, placement: Placement) -> int:
+    ours = make_ours(config, placement)
+    before = _peak_bytes(ours.learner.world.device)
+    for _ in range(MEMORY_STEPS):
+        ours.step()
+    return _peak_bytes(ours.learner.world.device) - before
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,189 @@
+import json
+
+import pytest
+import torch
+from torchvision.transforms import ToTensor
+
+from largebatch import cli
+from largebatch.bench import loader, step
+from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
+from largebatch.bench.config import BenchConfig
+from largebatch.bench.report import as_text
+from largebatch.config import Hardware, UserError, place
+
+CPU = Hardware(cores=1, gpus=0, mps=False, bf16=False)
+TINY = [
+    "dataset=synthetic_small",
+    "dataset.height=8",
+    "dataset.width=8",
+    "dataset.pad=1",
+    "model=resnet8",
+    "n=4",
+    "threads=1",
+    "device=cpu",
+]
+
+
+@pytest.fixture
+def threads():
+    """Give the tests that follow the threads back: a benchmark sets its own number."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("values", "low", "high"),
+    [
+        ([3.0], 3.0, 3.0),
+        ([5.0, 1.0, 3.0], 1.0, 5.0),
+        # P(Binomial(8, 1/2) < 1) = 1/256 and P(… < 2) = 9/256: 2 · 9/256 is above 0.05.
+        ([float(i) for i in range(8)], 0.0, 7.0),
+        # P(Binomial(9, 1/2) < 2) = 10/512: 2 · 10/512 = 0.039.
+        ([float(i) for i in range(9)], 1.0, 7.0),
+        # The usual table for N = 20: the 6th and the 15th.
+        ([float(i) for i in range(1, 21)], 6.0, 15.0),
+    ],
+)
+def test_the_interval_is_that_of_the_binomial_tables(values, low, high):
+    measured = spread(list(reversed(values)))
+    assert (measured.low, measured.high) == (low, high)
+    assert measured.median == sum(sorted(values)[(len(values) - 1) // 2 : len(values) // 2 + 1]) / (2 - len(values) % 2)
+
+
+def test_ratios_are_of_images_a_second_over_neighbouring_turns():
+    timings = Timings({"ours": [1.0, 2.0, 4.0], "peer": [2.0, 1.0, 4.0]}, {"ours": 64, "peer": 32})
+    # Twice the images in 2/1, 1/2 and 4/4 of the time: 4, 1 and 2 times as fast.
+    assert timings.ratio("ours", "peer") == Spread(median=2.0, low=1.0, high=4.0)
+    assert timings.speed("ours") == 32.0
+
+
+def test_sides_take_turns_and_change_who_goes_first():
+    calls = []
+    sides = {name: Side(lambda name=name: calls.append(name), 1) for name in "ab"}
+    timings = take_turns(sides, repeats=3, what="test")
+    assert "".join(calls) == "ab" + "ba" + "ab" + "ba"
+    assert [len(seconds) for seconds in timings.seconds.values()] == [3, 3]
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def difference(mine, other):
+    """Return ‖a − b‖ / ‖a‖ over all parameters."""
+    apart = sum((mine[name] - other[name]).square().sum() for name in mine)
+    return float((apart / sum(value.square().sum() for value in mine.values())).sqrt())
+
+
+def test_gradient_accumulation_computes_what_our_step_computes(compose, threads):
+    config = compose(*TINY, "k=4", "precision=fp64", "workers_per_pass=2", "model.zero_gamma=false")
+    ours = step.make_ours(config, place(config, CPU))
+    accumulation, one_group = step.make_plain(ours, 4), step.make_plain(ours, 16)
+    for side in (ours, accumulation, one_group):
+        side.step()
+    mine = gradients(ours.learner.model)
+    assert difference(mine, gradients(accumulation.model)) < 1e-12
+    # One BN over all 16 samples is another function.
+    assert difference(mine, gradients(one_group.model)) > 1e-3
+
+
+def test_every_step_is_of_the_same_images_and_weights(compose, threads):
+    config = compose(*TINY, "k=2", "precision=fp64")
+    ours = step.make_ours(config, place(config, CPU))
+    images = [batch.images for batch in ours.batches()]
+    ours.step()
+    before = {name: value.clone() for name, value in gradients(ours.learner.model).items()}
+    ours.step()
+    assert all(torch.equal(value, before[name]) for name, value in gradients(ours.learner.model).items())
+    assert all(torch.equal(a, b.images) for a, b in zip(images, ours.batches(), strict=True))
+
+
+def test_folders_lend_the_step_their_shape(compose):
+    config = compose("dataset=imagenet")
+    images = step.step_data(config.dataset)
+    assert (images.name, images.crop, images.height, images.classes) == ("synthetic", "none", 224, 1000)
+    assert step.step_data(compose(*TINY).dataset) == compose(*TINY).dataset
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_both_loaders_read_every_photograph(compose, monkeypatch, tmp_path, installed):
+    if not installed:
+        monkeypatch.setattr(loader.importlib.util, "find_spec", lambda name: None)
+    config = compose("dataset=imagefolder", "dataset.height=32", "dataset.width=32", "loader.workers=0")
+    files = loader.make_photographs(tmp_path, config.dataset, 32)
+    both = loader.loading(files, config.loader, batch=12, cores=1)
+    shapes = [(12, 3, 32, 32), (12, 3, 32, 32), (8, 3, 32, 32)]
+    assert [tuple(images.shape) for images in both.ours()] == shapes
+    assert [tuple(images.shape) for images in both.torchvision()] == shapes
+    # Normalised alike: about standard normal, where unnormalised pixels would be about 0.4.
+    means = [torch.cat(list(side())).mean() for side in (both.ours, both.torchvision)]
+    assert abs(means[0] - means[1]) < 0.3
+
+
+def test_photographs_have_imagenets_size_and_are_no_noise(compose, tmp_path):
+    from PIL import Image
+
+    loader.make_photographs(tmp_path, compose("dataset=imagefolder").dataset, 32)
+    sizes = set()
+    for path in (tmp_path / "train").rglob("*.jpg"):
+        with Image.open(path) as image:
+            sizes.add(image.size)
+            pixels = ToTensor()(image.convert("L"))
+        neighbours = (pixels[:, 1:] - pixels[:, :-1]).abs().mean()
+        assert neighbours < pixels.std() / 2
+    assert sizes == {(500, 375), (375, 500)}
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"what": "stp"}, "Did you mean 'step'?"),
+        ({"k": ()}, "such as [8,64]"),
+        ({"k": (8, 8)}, "names a number twice"),
+        ({"k": (0,)}, "bench.k=0 is too small"),
+        ({"repeats": 0}, "bench.repeats=0 is too small"),
+        ({"photographs": 1}, "it takes 32 or more"),
+    ],
+)
+def test_mistakes_are_refused(compose, values, words):
+    good = {"what": "all", "k": (8, 64), "repeats": 1, "iterations": 1, "photographs": 32}
+    with pytest.raises(UserError, match=words.replace("[", r"\[").replace("?", r"\?")):
+        BenchConfig(**{**good, **values}, files=compose("dataset=imagefolder").dataset)
+
+
+def test_several_processes_are_refused():
+    with pytest.raises(UserError, match="one process"):
+        cli.run(["bench", "processes=2"])
+
+
+def test_the_command_prints_stable_keys_and_nothing_else(capfd, threads):
+    small = [
+        "bench.k=[2,4]",
+        "bench.repeats=2",
+        "bench.photographs=32",
+        "bench.files.height=32",
+        "bench.files.width=32",
+    ]
+    assert cli.run(["bench", *TINY, *small, "loader.workers=0", "format=json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert set(facts["ratios"]) == {"step_vs_accumulation", "step_vs_one_group", "k4_vs_k2", "loader_vs_torchvision"}
+    for ratio in facts["ratios"].values():
+        assert 0 < ratio["low"] <= ratio["median"] <= ratio["high"]
+    assert set(facts["images_per_second"]) == {
+        "step",
+        "plain_accumulation",
+        "plain_one_group",
+        "step_k2",
+        "step_k4",
+        "loader",
+        "loader_torchvision",
+    }
+    assert all(speed > 0 for speed in facts["images_per_second"].values())
+    assert set(facts["memory_bytes"]) == {"k2", "k4"}
+    assert {"processor", "cores", "threads", "torch"} <= set(facts["machine"])
+    page = as_text(facts)
+    assert all(
+        line in page
+        for line in ("micro-batches of n", "k4 ÷ k2", "torchvision's usual transforms", "memory that steps")
+    )
