@@ -49,8 +49,10 @@ class PerWorker:
         """Return the normalised batch: shape (g · n, C, …) in and out."""
         if not self.training:
             return super().forward(x)  # type: ignore[misc,no-any-return]
+        # The gradient of a chunk is a copy, which a single group need not pay for.
+        groups = x.chunk(len(self.momenta)) if len(self.momenta) > 1 else (x,)
         outputs = []
-        for group, momentum in zip(x.chunk(len(self.momenta)), self.momenta, strict=True):
+        for group, momentum in zip(groups, self.momenta, strict=True):
             # Without tracking, a BatchNorm uses the batch's statistics and leaves the buffers alone.
             self.track_running_stats = momentum is not None
             self.momentum = 0.0 if momentum is None else momentum

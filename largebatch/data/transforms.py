@@ -80,10 +80,9 @@ def normalise(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...], d
 def _scale_and_shift(
     mean: tuple[float, ...], std: tuple[float, ...], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    scale = [1 / (255 * s) for s in std]
-    shift = [-m / s for m, s in zip(mean, std, strict=True)]
-    made = (torch.tensor(values, dtype=dtype, device=device).view(1, -1, 1, 1) for values in (scale, shift))
-    return next(made), next(made)
+    scale = torch.tensor([1 / (255 * s) for s in std], dtype=dtype, device=device)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=dtype, device=device)
+    return scale.view(1, -1, 1, 1), shift.view(1, -1, 1, 1)
 
 
 def draw_resized_crop(
