@@ -16,6 +16,8 @@ from largebatch.config import DatasetConfig, LoaderConfig, UserError
 from largebatch.data import sets
 from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
 
+_Sample = tuple[Tensor, int, str | None]
+
 UNREADABLE = -100  # the label of a validation image that cannot be read: cross-entropy leaves it out
 # What Pillow's decoders raise on damaged files, and on absurd sizes.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -170,7 +172,7 @@ class FolderSource:
             collate_fn=_collate,
             worker_init_fn=_leave_signals_to_the_run,
         )
-        for pixels, labels, problems in loader:
+        for pixels, labels, problems in _watched(loader):
             if problems and self._config.on_error == "stop":
                 raise UserError(
                     f"{problems[0]}. Mend or remove the file, or use dataset.on_error=skip: such images are counted, "
@@ -191,7 +193,12 @@ def is_lost_loader(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
-_Sample = tuple[Tensor, int, str | None]
+def _watched(loader: DataLoader[_Sample]) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+    """Iterate over a loader; a pipe that a killed loader process has left is a lost loader too."""
+    try:
+        yield from loader
+    except (OSError, EOFError) as error:
+        raise RuntimeError(f"DataLoader worker has closed its pipe: {error!r}.") from error
 
 
 def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, list[str]]:
