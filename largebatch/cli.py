@@ -15,17 +15,19 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from largebatch.config import Config, Placement, UserError, nearest, one_of, place
+from largebatch.bench.config import BenchConfig
+from largebatch.config import CertifyConfig, Config, Fault, Placement, UserError, build, nearest, one_of, place
 from largebatch.interrupt import ENDED, INTERRUPTED
 from largebatch.record import (
     default_directory,
     describe,
     differences,
+    finite,
     holds_run,
     read_provenance,
     read_summary,
@@ -75,18 +77,24 @@ def train(call: Call) -> Outcome:
     from largebatch.launch import Stopped, launch
     from largebatch.world import hardware, started_outside
 
-    placement = place(config, hardware(), started_outside())
+    placement = place(config, hardware(), *started_outside())
     directory = Path(config.run_dir or default_directory(config, placement.precision, call.sweep))
     over = _run_is_over(config, placement, directory)
     if over:
-        _say(f"{over['status']} already: {directory} (error {over['final_error']} %). Nothing was changed.")
+        error = over["final_error"]
+        shown = "" if error is None else f" (error {error:.2f} %)"
+        _say(f"{over['status']} already: {directory}{shown}. Nothing was changed.")
         return Outcome(STATUS[over["status"]], str(directory), over)
     from largebatch.train import fit
 
     try:
         summary = launch(fit, (config, placement, directory), placement.processes, placement.threads)
     except Stopped as stop:
-        summary = {"status": "interrupted", "signal": stop.signal, **(read_summary(directory) or {})}
+        summary = read_summary(directory) or {}
+        if summary.get("status") in (None, "running", "failed"):  # its processes were not in the loop yet, or slow
+            summary = {**summary, "status": "interrupted", "signal": stop.signal}
+            if directory.is_dir():
+                write_summary(directory, summary)
     except BaseException as error:
         _note_failure(directory, error)
         raise
@@ -123,9 +131,10 @@ def _run_is_over(config: Config, placement: Placement, directory: Path) -> dict[
 
 
 def _note_failure(directory: Path, error: BaseException) -> None:
-    """Correct the summary of a run whose rank 0 was killed before it could."""
-    if (read_summary(directory) or {}).get("status") == "running":
-        write_summary(directory, {"status": "failed", "reason": str(error).splitlines()[0] if str(error) else ""})
+    """Correct the summary of a run whose rank 0 was killed, or knows only that it lost another rank."""
+    summary = read_summary(directory) or {}
+    if summary.get("status") in ("running", "failed"):
+        write_summary(directory, {**summary, "status": "failed", "reason": str(error).partition("\n")[0]})
 
 
 def explain(call: Call) -> Outcome:
@@ -144,9 +153,58 @@ def explain(call: Call) -> Outcome:
     return Outcome(0)
 
 
+def bench(call: Call) -> Outcome:
+    """Print how fast this machine is at a run's parts, beside plain PyTorch."""
+    shape, asked = call.values.pop("format"), call.values.pop("bench")
+    one_of("format", shape, ("text", "json"))
+    asked = build(BenchConfig, asked, "bench.")
+    config = Config.from_mapping(call.values)
+    from largebatch.bench.report import as_text, bench
+
+    facts = bench(config, asked)
+    print(json.dumps(facts, indent=2) if shape == "json" else as_text(facts))
+    return Outcome(0)
+
+
+def certify(call: Call) -> Outcome:
+    """Hold the trainer against the paper's definition, wherever it can run."""
+    shape, asked = call.values.pop("format"), call.values.pop("certify")
+    one_of("format", shape, ("text", "json"))
+    asked = build(CertifyConfig, asked, "certify.")
+    config = Config.from_mapping(call.values)
+    if "RANK" in os.environ:
+        raise UserError("certify starts its own processes, of every number that divides k: run it without torchrun.")
+    from largebatch import certify
+    from largebatch.world import hardware
+
+    machine = hardware()
+    placement = place(config, machine)
+    plan = certify.make_plan(config, placement, asked)
+    config = plan.config
+    processes = asked.processes_for(config.k, machine, placement.device)
+    places = certify.placements(placement, config, processes, machine.cores)
+    smaller, change = certify.fit_to_time(config, placement, asked, len(places))
+    if smaller.k != config.k:
+        processes = [number for number in processes if smaller.k % number == 0]
+        places = certify.placements(placement, smaller, processes, machine.cores)
+    if change:
+        plan = certify.make_plan(replace(smaller, lr=config.lr), placement, asked)
+        plan = replace(plan, changes=(change, *plan.changes))
+    directory = Path(config.run_dir or default_directory(plan.config, placement.precision, Path("runs/certify")))
+    if not config.run_dir:
+        directory = directory.with_name(f"{config.dataset.name}-{config.model.name}-{directory.name}")
+    certificate = certify.certify(plan, places, directory, shown=sys.stderr.isatty())
+    facts = certificate.to_mapping()
+    print(json.dumps(finite(facts), indent=2) if shape == "json" else certify.as_text(certificate))
+    _say(f"certificate in {directory / 'certificate.json'}")
+    return Outcome(0 if certificate.holds else FAULT, str(directory))
+
+
 COMMANDS = {
     "train": Command("train a network from k workers of n samples each, and record the run", train),
+    "certify": Command("prove that k workers are k workers, on any number of processes", certify),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
+    "bench": Command("measure the step and the loader on this machine, beside plain PyTorch", bench),
 }
 
 
@@ -157,6 +215,9 @@ def main() -> NoReturn:
     except UserError as error:
         _say(f"largebatch: {error}")
         status = MISTAKE
+    except Fault as error:
+        _say(f"largebatch: {error}")
+        status = FAULT
     except KeyboardInterrupt:
         status = INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left, as head does
@@ -241,6 +302,9 @@ def compose(name: str, arguments: list[str]) -> int:
         except UserError as error:
             _say(f"largebatch: {error}")
             outcome = Outcome(MISTAKE, summary={"status": "failed"})
+        except Fault as error:
+            _say(f"largebatch: {error}")
+            outcome = Outcome(FAULT, summary={"status": "failed"})
         except Exception:  # an arm's fault is shown, and the sweep goes on
             traceback.print_exc()
             outcome = Outcome(FAULT, summary={"status": "failed"})
@@ -294,7 +358,7 @@ def _keys() -> list[str]:
             keys += walk(kind, f"{prefix}{name}.") if is_dataclass(kind) and isinstance(kind, type) else []
         return keys
 
-    return [*walk(Config, ""), "experiment", "format"]
+    return [*walk(Config, ""), *walk(BenchConfig, "bench."), *walk(CertifyConfig, "certify."), "experiment", "format"]
 
 
 def _asks_for_completion(arguments: list[str]) -> bool:

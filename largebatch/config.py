@@ -463,6 +463,44 @@ class Config:
         return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))
 
 
+@dataclass(frozen=True)
+class CertifyConfig:
+    """How an experiment is certified: see ``conf/certify.yaml``."""
+
+    iterations: int
+    processes: tuple[int, ...] | None
+    tolerance: float | None
+    minutes: float
+
+    def __post_init__(self) -> None:
+        if self.iterations < 3:
+            raise UserError(f"certify.iterations={self.iterations} is too few: warmup and a decay take 3 or more.")
+        at_least("certify.tolerance", self.tolerance, 0)
+        at_least("certify.minutes", self.minutes, 0)
+
+    def processes_for(self, k: int, hardware: Hardware, device: str) -> list[int]:
+        """Return the numbers of processes to try: those asked for, or all that divide k and fit the machine.
+
+        Raises:
+            UserError: one that does not divide k, or more than there are GPUs.
+        """
+        most = hardware.gpus if device == "cuda" else 1 if device == "mps" else max(4, hardware.cores)
+        if self.processes is None:
+            return [d for d in divisors(k) if d <= most]
+        for processes in self.processes:
+            if processes < 1 or k % processes:
+                raise UserError(
+                    f"certify.processes: {processes} does not divide k={k}. These do: {_listed(divisors(k))}."
+                )
+            if processes > most and device != "cpu":
+                raise UserError(f"certify.processes: {processes} is more than the {most} devices here.")
+        return sorted(set(self.processes))
+
+
+def _listed(numbers: typing.Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def divisors(number: int) -> list[int]:
     """Return the divisors of ``number``, rising."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
