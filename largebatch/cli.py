@@ -294,8 +294,6 @@ def compose(name: str, arguments: list[str]) -> int:
             except Exception as error:  # raised again below: here Hydra would say it in words of its own first
                 faults.append(error)
             return
-        if "RANK" in os.environ:
-            raise UserError("a sweep (-m) cannot be run inside a rank: start it once, without torchrun.")
         arm = " ".join(hydra_config.overrides.task)
         try:
             outcome = COMMANDS[name].run(Call(plain(composed), Path(hydra_config.sweep.dir)))
@@ -312,6 +310,8 @@ def compose(name: str, arguments: list[str]) -> int:
         if outcome.status in (INTERRUPTED, ENDED):
             raise KeyboardInterrupt
 
+    if "RANK" in os.environ and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
+        raise UserError("a sweep (-m) cannot be run inside a rank: start it once, without torchrun.")
     sys.argv = ["largebatch", *arguments]
     try:
         application()
@@ -319,6 +319,10 @@ def compose(name: str, arguments: list[str]) -> int:
             raise fault
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_a_sentence(error)) from None
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):
+            raise
+        raise UserError("A group such as model=… takes one of its names, not a number or a list: see --help.") from None
     except KeyboardInterrupt:
         if not outcomes:
             raise
