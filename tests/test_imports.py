@@ -16,7 +16,7 @@ LAYERS = (
     "report",
     "world data batchnorm optim checkpoint progress memory launch",
     "models",
-    "evaluate exchange",
+    "evaluate exchange definition",
     "meter",
     "train",
     "explain certify probe predict bench compress sweep",
