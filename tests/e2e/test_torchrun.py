@@ -1,0 +1,175 @@
+"""Groups that something else has started, folders of photographs from end to end, runs side by side, and sweeps."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from images import make_tree
+from safetensors.torch import load_file
+
+BIN = Path(sys.executable).parent
+PATIENCE = 300
+SAME = ("k=2", "n=8", "device=cpu", "precision=fp64", "threads=1", "iterations=3", "epochs=1", "lr.base_minibatch=8")
+
+
+def start(here: Path, *command: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [BIN / command[0], *command[1:]], cwd=here, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    printed, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, printed
+
+
+def torchrun(*arguments: str) -> tuple[str, ...]:
+    return ("torchrun", "--standalone", "--nproc_per_node=2", "-m", "largebatch", *arguments)
+
+
+def distance(one: Path, other: Path) -> float:
+    """Return the largest ‖a − b‖ / max(‖a‖, 10⁻³ × the norm of everything) over the tensors of two runs."""
+    a, b = (load_file(run / "model.safetensors") for run in (one, other))
+    whole = torch.cat([tensor.double().flatten() for tensor in a.values()]).norm()
+    assert a.keys() == b.keys()
+    return max(((a[key] - b[key]).double().norm() / max(a[key].double().norm(), 1e-3 * whole)).item() for key in a)
+
+
+def test_torchrun_and_runs_side_by_side_give_the_same_weights(tmp_path):
+    """Two runs at a time on one machine: neither clashes on a port."""
+    together = [
+        start(tmp_path, "largebatch", "train", *SAME, "processes=2", "run_dir=two"),
+        start(tmp_path, *torchrun("train", *SAME, "run_dir=joined")),
+        start(tmp_path, "largebatch", "train", *SAME, "processes=1", "run_dir=one"),
+    ]
+    for process in together:
+        status, printed = end(process)
+        assert status == 0, printed
+    for run in ("two", "joined"):
+        assert distance(tmp_path / "one", tmp_path / run) < 1e-10
+        assert sorted(path.name for path in (tmp_path / run / "logs").iterdir()) == ["rank1.log"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["joined", "one", "two"]
+
+
+def test_mistakes_under_torchrun_are_said_once(tmp_path):
+    together = [
+        start(tmp_path, *torchrun("train", *SAME, "k=3")),
+        start(tmp_path, *torchrun("train", "-m", *SAME, "seed=0,1")),
+        start(tmp_path, *torchrun("train", *SAME, "dataset=imagefolder", "dataset.root=nowhere")),
+    ]
+    words = (
+        "2 processes were started (WORLD_SIZE), which does not divide k=3",
+        "a sweep (-m) cannot be run inside a rank",
+        "nowhere does not exist",
+    )
+    for process, text in zip(together, words, strict=True):
+        status, printed = end(process)
+        assert status != 0
+        assert printed.count(text) == 1, printed
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def hosts() -> Iterator[tuple[list[str], list[str], str]]:
+    """Return what makes a command run on each of two hosts, and the first one's address.
+
+    Two network namespaces joined by a cable where this user may make them, else this machine twice.
+    """
+
+    def ip(*arguments: str) -> bool:
+        return subprocess.run(["ip", *arguments], check=False, capture_output=True).returncode == 0
+
+    names = [f"largebatch{os.getpid()}{side}" for side in "ab"]
+    if not (shutil.which("ip") and ip("netns", "add", names[0])):
+        yield [], [], "127.0.0.1"
+        return
+    try:
+        ends = [f"lb{os.getpid()}{side}" for side in "ab"]
+        made = ip("netns", "add", names[1]) and ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        for name, cable, address in zip(names, ends, ("10.99.0.1/24", "10.99.0.2/24"), strict=True):
+            made = made and ip("link", "set", cable, "netns", name)
+            made = made and ip("-n", name, "address", "add", address, "dev", cable)
+            made = made and ip("-n", name, "link", "set", cable, "up") and ip("-n", name, "link", "set", "lo", "up")
+        if made:
+            first, second = (["ip", "netns", "exec", name] for name in names)
+            yield first, second, "10.99.0.1"
+        else:
+            yield [], [], "127.0.0.1"
+    finally:
+        for name in names:
+            ip("netns", "delete", name)
+
+
+def test_two_hosts_train_as_one(tmp_path, hosts):
+    first, second, address = hosts
+    arguments = ("-m", "largebatch", "train", *SAME, "run_dir=run")
+    agents = []
+    for number, prefix in enumerate((first, second)):
+        rendezvous = f"--nnodes=2 --node_rank={number} --nproc_per_node=1 --master_addr={address} --master_port=29871"
+        environment = {**os.environ}
+        if prefix:
+            cable = f"lb{os.getpid()}{'ab'[number]}"
+            environment |= {"GLOO_SOCKET_IFNAME": cable}
+        agents.append(
+            subprocess.Popen(
+                [*prefix, BIN / "torchrun", *rendezvous.split(), *arguments],
+                cwd=tmp_path,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    alone = start(tmp_path, "largebatch", "train", *SAME, "run_dir=alone")
+    for process in (*agents, alone):
+        status, printed = end(process)
+        assert status == 0, printed
+    assert distance(tmp_path / "alone", tmp_path / "run") < 1e-10
+    placement = json.loads((tmp_path / "run" / "provenance.json").read_text())["placement"]
+    assert placement["processes"] == 2
+
+
+def test_photographs_train_a_resnet50(largebatch, tmp_path):
+    """Greyscale, CMYK and a PNG named .JPEG among them; loader processes make no difference."""
+    root = make_tree(tmp_path / "tree", train=3, val=1)
+    common = ("model=resnet50", "dataset=imagefolder", f"dataset.root={root}", "k=2", "n=2", "device=cpu")
+    done = largebatch("train", *common, "iterations=2", "epochs=1", "run_dir=full", "loader.workers=1")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "full" / "summary.json").read_text())
+    assert (summary["status"], summary["iterations"], summary["train_images"], summary["val_images"]) == (
+        "stopped",
+        2,
+        12,
+        4,
+    )
+    small = ("dataset.height=64", "dataset.width=64", "dataset.resize=72", "epochs=1", "threads=1")
+    for workers in (0, 2):
+        done = largebatch("train", *common, *small, f"loader.workers={workers}", f"run_dir=small{workers}")
+        assert done.returncode == 0, done.stderr
+    weights = [(tmp_path / f"small{workers}" / "model.safetensors").read_bytes() for workers in (0, 2)]
+    assert weights[0] == weights[1]
+
+
+def test_a_sweep_goes_on_after_a_diverged_and_a_failing_arm(largebatch, tmp_path):
+    base = ("-m", "k=2", "device=cpu", "threads=1", "epochs=1", "warmup=none")
+    done = largebatch("train", *base, "n=8,100000", "lr.base=0.1,1e30", "processes=2")
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr  # of the diverged arm, a result that its two processes return
+    table = done.stderr.rpartition("\n\n")[2].splitlines()
+    assert re.split(r"\s{2,}", table[0].strip()) == ["run", "status", "iterations", "final error %"]
+    assert [re.split(r"\s{2,}", row)[1] for row in table[1:]] == ["done", "diverged", "failed", "failed"]
+    assert done.stderr.count("is larger than the training set") == 2
+    (sweep,) = (tmp_path / "runs" / "sweeps").iterdir()
+    statuses = [
+        json.loads((run / "summary.json").read_text())["status"] for run in sorted(sweep.iterdir()) if run.is_dir()
+    ]
+    assert sorted(statuses) == ["diverged", "done"]
+
+    assert largebatch("train", *base, "n=8", "lr.base=0.1,1e30", "iterations=3").returncode == 0
