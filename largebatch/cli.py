@@ -287,6 +287,7 @@ def compose(name: str, arguments: list[str]) -> int:
 
     @hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)
     def application(composed: DictConfig) -> None:
+        sys.argv = ["largebatch", name, *arguments]  # Hydra has read its part: the record wants the whole
         hydra_config = HydraConfig.get()
         if hydra_config.mode != RunMode.MULTIRUN:
             try:

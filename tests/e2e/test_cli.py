@@ -123,6 +123,13 @@ def test_json_is_all_there_is_on_stdout(largebatch, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_record_holds_the_command_as_it_was_typed(largebatch, tmp_path):
+    done = largebatch("train", "iterations=1", "run_dir=run", "lr.base=0.05", "threads=1")
+    assert done.returncode == 0, done.stderr
+    provenance = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert provenance["command"] == "largebatch train iterations=1 run_dir=run lr.base=0.05 threads=1"
+
+
 def test_help_needs_no_torch(largebatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
     for arguments in ((), ("--version",), ("train", "--help"), ("explain", "--cfg", "job"), ("train", "epocs=3")):
