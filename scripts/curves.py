@@ -88,9 +88,10 @@ def draw(groups: list[Group], seeds: int) -> Figure:
     for axes, (name, title) in zip(panels, PANELS, strict=True):
         for look, one in zip(LOOKS, groups, strict=False):
             curve(axes, one.errors[name], one.label, *look)
-        axes.set(title=title, xlabel="epoch", xlim=(0, None), yscale="log", ylim=(0.3, 100))
+        axes.set(title=title, xlabel="epoch", yscale="log", ylim=(0.3, 100))
         axes.set_yticks([0.5, 1, 2, 5, 10, 20, 50, 100], ["0.5", "1", "2", "5", "10", "20", "50", "100"])
         axes.minorticks_off()
+        axes.margins(x=0)
         axes.grid(color="#dddddd", linewidth=0.6)
     panels[0].set_ylabel("top-1 error (%)")
     handles, labels = panels[1].get_legend_handles_labels()
