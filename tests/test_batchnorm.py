@@ -1,4 +1,5 @@
 import copy
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -172,3 +173,25 @@ def test_statistics_across_processes_are_refused():
     net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.SyncBatchNorm(4))
     with pytest.raises(UserError, match=r"'1' \(SyncBatchNorm\) takes statistics over the batch"):
         RunningStatistics(net, "worker0", 0.1, groups=1, first=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.parametrize(("policy", "groups"), [("worker0", 1), ("mean", 4)])
+def test_a_compiled_pass_has_no_graph_break_and_the_same_results(monkeypatch, tmp_path, policy, groups):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed test may have left half a kernel elsewhere
+    results = []
+    for compiled in (False, True):
+        net = small_network()
+        running = RunningStatistics(net, policy, 0.1, groups, first=True)
+        if compiled:
+            net.compile(fullgraph=True, dynamic=False)  # raises at a graph break
+        for number in range(2):
+            running.before_pass(number)
+            squared(net(images(groups, seed=number))).backward()
+            running.after_pass(number)
+        running.after_step()
+        results.append([*(p.grad for p in net.parameters()), *(b for b in net.buffers() if b.is_floating_point())])
+    for eager, compiled in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)
