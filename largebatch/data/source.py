@@ -197,8 +197,14 @@ def _watched(loader: DataLoader[_Sample]) -> Iterator[tuple[Tensor, Tensor, list
     """Iterate over a loader; a pipe that a killed loader process has left is a lost loader too."""
     try:
         yield from loader
+        return
     except (OSError, EOFError) as error:
-        raise RuntimeError(f"DataLoader worker has closed its pipe: {error!r}.") from error
+        # Torch's handler would raise for the same death once more, in the middle of whatever clears up.
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        problem = repr(error)
+    # The exception is gone, and with it the last reference to the loader, which has forgotten its processes.
+    signal.signal(signal.SIGCHLD, handler)
+    raise RuntimeError(f"DataLoader worker has closed its pipe: {problem}.")
 
 
 def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, list[str]]:

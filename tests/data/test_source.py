@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from largebatch.config import LoaderConfig, UserError
-from largebatch.data.source import UNREADABLE, Target, is_lost_loader, open_source
+from largebatch.data.source import UNREADABLE, Target, _watched, is_lost_loader, open_source
 from largebatch.data.stream import SampleStream
 from largebatch.evaluate import batches_of, evaluate
 from largebatch.world import World
@@ -168,7 +168,7 @@ def test_a_set_without_one_readable_image_ends_the_search(damaged):
         epoch_of(opened(damaged))
 
 
-def test_a_killed_loader_process_is_a_lost_loader(folder):
+def test_a_loader_process_leaves_signals_to_the_run(folder):
     source = opened(folder, workers=1)
     stream = SampleStream(24, 1, 1, seed=0)
     batches = source.train(stream.passes(0, 24 * 1000, 0, 1, 1))
@@ -177,10 +177,21 @@ def test_a_killed_loader_process_is_a_lost_loader(folder):
     for number in (signal.SIGINT, signal.SIGTERM):
         os.kill(loader.pid, number)  # these are for the run to heed
     next(batches)
-    os.kill(loader.pid, signal.SIGKILL)
-    with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
-        for _ in batches:
-            pass
+    assert loader.is_alive()
+    batches.close()
+    assert not loader.is_alive()
+
+
+@pytest.mark.parametrize("raised", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_pipe_that_breaks_is_a_lost_loader(raised):
+    def broken():
+        yield "batch"
+        raise raised
+
+    batches = _watched(broken())
+    assert next(batches) == "batch"
+    with pytest.raises(RuntimeError) as caught:
+        next(batches)
     assert is_lost_loader(caught.value)
     assert not is_lost_loader(RuntimeError("something else"))
 

@@ -90,9 +90,9 @@ def start(tmp_path) -> Iterator[Callable[..., Run]]:
 
     yield begin
     for run in runs:
-        if run.process.poll() is None:
-            run.process.kill()
-        run.process.communicate()
+        run.process.kill()  # nothing, where it has ended
+        run.process.wait()
+        run.process.stderr.close()
 
 
 @linux
