@@ -133,6 +133,11 @@ class RunningStatistics:
         self._buffers = [norm.running_mean for norm in tracked if norm.running_mean is not None]
         self._buffers += [norm.running_var for norm in tracked if norm.running_var is not None]
 
+    def ignore_pass(self) -> None:
+        """Let the coming pass leave the running statistics alone."""
+        for norm in self._norms:
+            _count(norm, (None,) * self.groups)
+
     def before_pass(self, number: int) -> None:
         """Say which groups of this step's pass ``number`` move the running statistics, and by how much."""
         momenta: tuple[float | None, ...]

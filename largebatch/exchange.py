@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,11 +51,7 @@ def _data_parallel(model: nn.Module) -> DistributedDataParallel:
     options: dict[str, Any] = {
         "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
     }
-    # After its first iteration DDP would cut other buckets, by the gradients' arrival, and from three processes on
-    # an element's place in its bucket decides the order of its sum: a resumed run would differ from one that never
-    # stopped. A DDP that looks for unused parameters keeps its buckets.
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    return DistributedDataParallel(model, find_unused_parameters=True, **options)
+    return DistributedDataParallel(model, **options)
 
 
 @dataclass

@@ -77,10 +77,30 @@ def make_learner(config: Config, placement: Placement, world: World, classes: in
     if config.compile:
         model.compile(fullgraph=True, dynamic=False)
     exchange = Tree(model, world) if config.exact else Averaging(model, world)
-    return Learner(config, placement, world, model, exchange, optimizer, running, _is_stochastic(model))
+    learner = Learner(config, placement, world, model, exchange, optimizer, running, is_stochastic(model))
+    if world.size > 1 and not config.exact:
+        _settle_buckets(learner)
+    return learner
 
 
-def _is_stochastic(model: nn.Module) -> bool:
+def _settle_buckets(learner: Learner) -> None:
+    """Make one pass of zeros, after which DDP has cut its buckets for good.
+
+    DDP cuts them anew after the first back-propagation, and from three processes on an element's place in its
+    bucket decides the order of its sum: without this, a resumed run would differ by bits from one that never
+    stopped.
+    """
+    place, data = learner.placement, learner.config.dataset
+    shape = (place.workers_per_pass * learner.config.n, data.channels, data.height, data.width)
+    images = torch.zeros(shape, dtype=DTYPES[place.precision], device=learner.world.device)
+    learner.running.ignore_pass()
+    with learner.autocast():
+        nothing = learner.exchange.net(images).sum() * 0
+    nothing.backward()
+    learner.optimizer.zero_grad(set_to_none=True)
+
+
+def is_stochastic(model: nn.Module) -> bool:
     """Whether training passes draw random numbers: dropout, stochastic depth."""
     rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "drop_prob"))
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
@@ -106,7 +126,7 @@ def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate:
     # Normalised by the whole minibatch kn (remark 3), in every process alike.
     samples = config.n if config.pitfall.name == "normalize_by_n" else config.minibatch
     factor = config.loss_scale * learner.exchange.factor / samples
-    rows = []
+    outcomes, corrupt = [], []
     for number in range(passes):
         batch = next(batches)
         if learner.stochastic:  # dropout is drawn for the worker, wherever it runs
@@ -120,18 +140,21 @@ def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate:
             losses = F.cross_entropy(logits.to(DTYPES[placement.precision]), batch.labels, reduction="none")
             (losses.sum() * factor).backward()  # type: ignore[no-untyped-call]
         learner.running.after_pass(number)
-        rows.append(_figures(logits.detach(), losses.detach(), batch, config.n))
+        outcomes.append((losses.detach(), logits.detach().argmax(1) == batch.labels))
+        corrupt.append(batch.corrupt)
     learner.exchange.finish()
     learner.optimizer.step()
     learner.running.after_step(learner.exchange.statistics, learner.world.size)
-    return torch.cat(rows)
+    return _figures(outcomes, corrupt, config.n)
 
 
-def _figures(logits: Tensor, losses: Tensor, batch: Batch, n: int) -> Tensor:
-    losses = losses.view(-1, n).to(wide(losses.device))
-    right = (logits.argmax(1) == batch.labels).view(-1, n).sum(1)
+def _figures(outcomes: list[tuple[Tensor, Tensor]], corrupt: list[int], n: int) -> Tensor:
+    """Make the rows of all passes at once: pass by pass, these small operations show in a small network's time."""
+    losses, right = (torch.cat(parts).view(-1, n) for parts in zip(*outcomes, strict=True))
+    losses, right = losses.to(wide(losses.device)), right.sum(1)
     replaced = torch.zeros_like(right)
-    replaced[0] = batch.corrupt
+    if any(corrupt):  # of a pass, in the row of its first worker
+        replaced[:: len(right) // len(corrupt)] = torch.tensor(corrupt, device=right.device)
     return torch.stack([losses.sum(1), right, (~losses.isfinite()).sum(1), replaced], dim=1)
 
 

@@ -1,10 +1,23 @@
 import functools
+import os
+import sys
 from collections.abc import Callable
 
 import pytest
 
 from largebatch.cli import configuration_directory
 from largebatch.config import Config
+
+# Waiting threads that spin would take the cores from the processes that other tests have started.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Let small tensors be computed by one thread: sharing them out takes longer than they do."""
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(1)
 
 
 @functools.cache  # composing takes a fifth of a second, and a configuration is frozen
