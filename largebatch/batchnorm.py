@@ -27,9 +27,6 @@ class Peers(Protocol):
     def size(self) -> int:
         """How many there are."""
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum over them in place."""
-
     def broadcast(self, values: Tensor) -> None:
         """Give all of them the first one's values."""
 
@@ -47,18 +44,20 @@ class PerWorker:
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised batch: shape (g · n, C, …) in and out."""
-        if not self.training:
+        # A single group needs no chunk, whose gradient is a copy, and `_count` has said already how it counts.
+        if not self.training or len(self.momenta) == 1:
             return super().forward(x)  # type: ignore[misc,no-any-return]
-        # The gradient of a chunk is a copy, which a single group need not pay for.
-        groups = x.chunk(len(self.momenta)) if len(self.momenta) > 1 else (x,)
         outputs = []
-        for group, momentum in zip(groups, self.momenta, strict=True):
-            # Without tracking, a BatchNorm uses the batch's statistics and leaves the buffers alone.
-            self.track_running_stats = momentum is not None
-            self.momentum = 0.0 if momentum is None else momentum
+        for group, momentum in zip(x.chunk(len(self.momenta)), self.momenta, strict=True):
+            self.follow(momentum)
             outputs.append(super().forward(group))  # type: ignore[misc]
-        self.track_running_stats = True
-        return torch.cat(outputs) if len(outputs) > 1 else outputs[0]
+        return torch.cat(outputs)
+
+    def follow(self, momentum: float | None) -> None:
+        """Let the group to come move the running statistics by ``momentum``, or not at all."""
+        # Without tracking, a BatchNorm in training leaves its buffers alone; in evaluation it uses them all the same.
+        self.track_running_stats = momentum is not None
+        self.momentum = 0.0 if momentum is None else momentum
 
 
 _classes: dict[str, type[Any]] = {}
@@ -75,10 +74,15 @@ def convert(norm: nn.Module) -> None:
     """Give a BatchNorm its per-worker form in place; parameters, buffers and names stay."""
     if not isinstance(norm, PerWorker):
         norm.__class__ = _per_worker_class(type(norm))
+        cast(PerWorker, norm).follow(None)
 
 
 def _count(norm: nn.Module, momenta: tuple[float | None, ...]) -> None:
-    cast(PerWorker, norm).momenta = momenta
+    # Setting a module's attribute takes longer than some of a small network's layers: only where it changes.
+    worker = cast(PerWorker, norm)
+    if worker.momenta != momenta:
+        worker.momenta = momenta
+        worker.follow(momenta[0])
 
 
 def batchnorms(model: nn.Module) -> list[_BatchNorm]:
@@ -95,6 +99,11 @@ def refuse_unknown(model: nn.Module) -> None:
                 f"the module '{name}' ({type(module).__name__}) takes statistics over the batch in a way that has no "
                 "per-worker form here: use a network with BatchNorm, or with norms over single samples."
             )
+
+
+def _alone(values: Tensor) -> Tensor:
+    """Sum over one process."""
+    return values
 
 
 @dataclass
@@ -159,21 +168,19 @@ class RunningStatistics:
             self._sum.add(self._flat(self._buffers))
             self._passes = number + 1
 
-    def after_step(self, exchange: Callable[[Tensor], Tensor] | None = None, processes: int = 1) -> None:
+    def after_step(self, exchange: Callable[[Tensor], Tensor] = _alone, processes: int = 1) -> None:
         """Move the running statistics by one step.
 
         Args:
-            exchange: Sums over the processes at every step, where their exact order counts; by default the
-                processes' means are averaged when they are needed, by :meth:`synchronise`.
-            processes: How many ``exchange`` sums over.
+            exchange: Sums over the processes.
+            processes: How many.
         """
         self.steps += 1
         if self.policy == "mean" and self._buffers:
-            total, terms = self._sum.total(), self._passes
-            if exchange is not None:
-                total, terms = exchange(total), terms * processes
-            moved = self._flat(self._before) * (1 - self.momentum) + total * (self.momentum / terms)
-            self._fill(moved)
+            total = exchange(self._sum.total())
+            self._fill(
+                self._flat(self._before) * (1 - self.momentum) + total * (self.momentum / (self._passes * processes))
+            )
 
     @staticmethod
     def _flat(tensors: list[Tensor]) -> Tensor:
@@ -186,20 +193,15 @@ class RunningStatistics:
     def synchronise(self, peers: Peers) -> None:
         """Give every process the policy's statistics: before an evaluation, a checkpoint, the end.
 
-        A process that owns some of the workers holds their mean; as the average is linear, the mean over
-        processes, taken whenever it is needed, is the mean over all k workers.
+        The mean is every process's already; those of worker 0 are where worker 0 is.
         """
         for norm in self._norms:
             if norm.num_batches_tracked is not None:
                 norm.num_batches_tracked.fill_(self.steps)
-        if peers.size == 1 or not self._buffers:
-            return
-        flat = self._flat(self._buffers)
-        if self.policy == "worker0":
+        if self.policy == "worker0" and peers.size > 1 and self._buffers:
+            flat = self._flat(self._buffers)
             peers.broadcast(flat)
-        else:
-            peers.sum(flat).div_(peers.size)
-        self._fill(flat)
+            self._fill(flat)
 
 
 @contextmanager

@@ -33,10 +33,10 @@ from largebatch.data.source import Batch, Source, Target, open_source
 from largebatch.definition import Definition, State
 from largebatch.evaluate import evaluate, shard
 from largebatch.launch import launch
-from largebatch.models import build_model
+from largebatch.models import build_model, is_stochastic
 from largebatch.record import write_json
 from largebatch.stats import relative_difference
-from largebatch.train import DTYPES, Learner, is_stochastic, make_learner, sample_stream, train_step, validation_cuts
+from largebatch.train import DTYPES, Learner, make_learner, sample_stream, train_step, validation_cuts
 from largebatch.world import World, join, leave
 
 # float64 runs free: rounding stays below this over the iterations. float32 and bf16 drift apart by themselves, so

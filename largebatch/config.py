@@ -362,10 +362,15 @@ class Config:
 
     def check_size(self, train_images: int) -> None:
         """Raise :class:`UserError` if one minibatch is larger than the training set."""
+        if self.n > train_images:
+            raise UserError(
+                f"n={self.n} is larger than the training set of dataset={self.dataset.name} ({train_images} images): "
+                "take a smaller n."
+            )
         if self.minibatch > train_images:
             raise UserError(
                 f"kn = {self.k} × {self.n} = {self.minibatch} is larger than the training set of "
-                f"dataset={self.dataset.name} ({train_images} images): take k ≤ {max(train_images // self.n, 0)} "
+                f"dataset={self.dataset.name} ({train_images} images): take k ≤ {train_images // self.n} "
                 f"at n={self.n}, or a smaller n."
             )
 

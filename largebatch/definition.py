@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch.config import Config
 from largebatch.data.source import Source
@@ -67,6 +68,9 @@ class Definition:
         self.model = build_model(config.model, source.classes, config.dataset.channels)
         initialise(self.model, config.model)
         self.model.to(device, dtype).train()
+        for module in self.model.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = config.bn.momentum  # some libraries have their own
         self._decayed = _decayed(self.model)
 
     def start(self) -> State:

@@ -25,14 +25,12 @@ class Averaging:
     Attributes:
         net: What forward passes go through.
         factor: What each loss is multiplied by, as DDP divides by the number of processes.
-        statistics: None: running statistics are averaged over the processes when they are needed.
+        statistics: Sums running statistics over the processes.
     """
-
-    statistics: Callable[[Tensor], Tensor] | None = None
 
     def __init__(self, model: nn.Module, world: World) -> None:
         self.net = model if world.size == 1 else _data_parallel(model)
-        self.factor = world.size
+        self.factor, self.statistics = world.size, world.sum
 
     def passing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Keep gradients local until the last pass."""
@@ -85,12 +83,12 @@ class Tree:
     Attributes:
         net: What forward passes go through.
         factor: 1: losses are not scaled.
-        statistics: Sums running statistics over the processes, at every step.
+        statistics: Sums running statistics over the processes.
     """
 
     def __init__(self, model: nn.Module, world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
         self.net, self.factor, self._world = model, 1, world
-        self.statistics: Callable[[Tensor], Tensor] | None = world.tree_sum
+        self.statistics = world.tree_sum
         self._buckets = _cut(model, bucket_bytes)
         self._last, self._next = False, 0
         self._totals: list[Future[Tensor]] = []

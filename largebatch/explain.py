@@ -7,7 +7,7 @@ from typing import Any
 from largebatch.batchnorm import batchnorms
 from largebatch.config import PITFALLS, Config, Placement, UserError
 from largebatch.data import sets
-from largebatch.models import initialise
+from largebatch.models import initialise, is_stochastic
 from largebatch.models.build import build_on_meta
 from largebatch.optim import decay_groups
 from largebatch.record import default_directory
@@ -34,6 +34,8 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     total = config.total_iterations(train_images)
     model = build_on_meta(config.model, classes, config.dataset.channels)
     notes = initialise(model, config.model)
+    if is_stochastic(model):
+        notes.append("dropout is drawn worker by worker: each has a pass of its own, whatever workers_per_pass says")
     groups = decay_groups(model)
     count = {name: sum(p.numel() for p in group.values()) for name, group in vars(groups).items()}
     parameters = sum(p.numel() for p in model.parameters())

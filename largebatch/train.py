@@ -24,7 +24,7 @@ from largebatch.evaluate import batches_of, evaluate, shard, wide
 from largebatch.exchange import Averaging, Exchange, Tree
 from largebatch.interrupt import Signals
 from largebatch.meter import Meter, Sums, Wishes
-from largebatch.models import build_model, initialise
+from largebatch.models import build_model, initialise, is_stochastic
 from largebatch.models.build import check_shapes
 from largebatch.optim import make_optimizer
 from largebatch.progress import Progress
@@ -71,13 +71,19 @@ def make_learner(config: Config, placement: Placement, world: World, classes: in
     model.to(world.device, dtype).train()
     if placement.channels_last:
         model.to(memory_format=torch.channels_last)
-    groups = 1 if config.pitfall.name == "sync_bn" else placement.workers_per_pass
+    stochastic = is_stochastic(model)
+    if config.pitfall.name == "sync_bn":
+        groups = 1
+    else:
+        # Dropout is drawn a pass at a time: only a pass of one worker can be the same on any hardware.
+        groups = 1 if stochastic else placement.workers_per_pass
+        placement = replace(placement, workers_per_pass=groups)
     running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, first=world.rank == 0)
     optimizer = make_optimizer(model, config.optimizer, config.pitfall.name)
     if config.compile:
         model.compile(fullgraph=True, dynamic=False)
     exchange = Tree(model, world) if config.exact else Averaging(model, world)
-    learner = Learner(config, placement, world, model, exchange, optimizer, running, is_stochastic(model))
+    learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic)
     if world.size > 1 and not config.exact:
         _settle_buckets(learner)
     return learner
@@ -98,12 +104,6 @@ def _settle_buckets(learner: Learner) -> None:
         nothing = learner.exchange.net(images).sum() * 0
     nothing.backward()
     learner.optimizer.zero_grad(set_to_none=True)
-
-
-def is_stochastic(model: nn.Module) -> bool:
-    """Whether training passes draw random numbers: dropout, stochastic depth."""
-    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "drop_prob"))
-    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate: float) -> Tensor:

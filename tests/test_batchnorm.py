@@ -90,14 +90,24 @@ class TwoPeers:
     theirs: torch.Tensor
     size: int = 2
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        return values.add_(self.theirs)
-
     def broadcast(self, values: torch.Tensor) -> None:
         values.copy_(self.theirs)
 
 
-@pytest.mark.parametrize(("policy", "expected"), [("worker0", 8.0), ("mean", 5.0)])
+def test_the_mean_is_over_the_workers_of_all_processes():
+    norm = torch.nn.BatchNorm1d(1).double()
+    running = RunningStatistics(norm, "mean", 0.1, groups=1, first=True)
+    for number, batch in enumerate(([0.0, 4.0], [4.0, 8.0])):  # means 2 and 6, variances 8
+        running.before_pass(number)
+        norm(torch.tensor(batch, dtype=torch.float64)[:, None])
+        running.after_pass(number)
+    # Another process's two workers: their means add up to 12, their variances to 40.
+    running.after_step(lambda ours: ours + torch.tensor([12.0, 40.0], dtype=torch.float64), processes=2)
+    assert norm.running_mean.item() == pytest.approx(0.1 * (2 + 6 + 12) / 4)
+    assert norm.running_var.item() == pytest.approx(0.9 * 1 + 0.1 * (8 + 8 + 40) / 4)
+
+
+@pytest.mark.parametrize(("policy", "expected"), [("worker0", 8.0), ("mean", 2.0)])
 def test_processes_agree_on_the_policys_statistics(policy, expected):
     net = small_network()
     running = RunningStatistics(net, policy, 0.1, groups=1, first=False, steps=3)

@@ -173,3 +173,9 @@ def initialise(model: nn.Module, config: ModelConfig) -> list[str]:
 def _draws_its_own(module: nn.Module) -> bool:
     known = (nn.Conv2d, nn.Linear, _BatchNorm)
     return not isinstance(module, known) and any(True for _ in module.parameters(recurse=False))
+
+
+def is_stochastic(model: nn.Module) -> bool:
+    """Whether training passes draw random numbers: dropout, stochastic depth."""
+    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "drop_prob"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
