@@ -20,6 +20,7 @@ from largebatch.bench.compare import Side, Timings, take_turns
 from largebatch.config import Config, DatasetConfig, Placement
 from largebatch.data import sets
 from largebatch.data.source import Batch, Source, Target, open_source
+from largebatch.data.stream import SampleStream
 from largebatch.models import build_model
 from largebatch.train import DTYPES, Learner, make_learner, sample_stream, train_step
 from largebatch.world import join
@@ -36,6 +37,7 @@ class Ours:
 
     learner: Learner
     source: Source
+    stream: SampleStream  # kept, as in a run: it shuffles once an epoch
 
     def batches(self) -> list[Batch]:
         """Return the images of the step as the k workers see them."""
@@ -47,8 +49,7 @@ class Ours:
 
     def _passes(self) -> Iterator[Batch]:
         place = self.learner.placement
-        stream = sample_stream(self.learner.config, self.source.train_images)
-        return self.source.train(stream.passes(0, 1, 0, place.workers, place.workers_per_pass))
+        return self.source.train(self.stream.passes(0, 1, 0, place.workers, place.workers_per_pass))
 
 
 @dataclass
@@ -80,7 +81,8 @@ def make_ours(config: Config, placement: Placement) -> Ours:
     target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
     source = open_source(config.dataset, config.loader, config.seed, target, placement.threads)
     config.check_size(source.train_images)
-    return Ours(make_learner(config, placement, world, source.classes), source)
+    stream = sample_stream(config, source.train_images)
+    return Ours(make_learner(config, placement, world, source.classes), source, stream)
 
 
 def make_plain(ours: Ours, samples: int) -> Plain:

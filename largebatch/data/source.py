@@ -18,6 +18,9 @@ from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_re
 
 _Sample = tuple[Tensor, int, str | None]
 
+# Pixels that are cut in one go: a small image's crop takes less time than the calls that make it.
+_CUT_BYTES = 2**20
+
 UNREADABLE = -100  # the label of a validation image that cannot be read: cross-entropy leaves it out
 # What Pillow's decoders raise on damaged files, and on absurd sizes.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -106,12 +109,15 @@ class MemorySource:
 
     def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
         """Yield augmented batches; see :class:`Source`."""
-        for epoch, indices in passes:
-            indices = indices.to(self._target.device)
+        pixels = self._train.images[0].numel()
+        for epoch, together in _gathered(passes, _CUT_BYTES // pixels):
+            indices = torch.cat(together).to(self._target.device)
             images, labels = self._pick(self._train, indices)
             if self._config.crop == "pad":
                 images = crop_and_flip(images, self._crops(epoch).of(indices), self._config.pad)
-            yield Batch(self._target.images(images, self._config), labels)
+            sizes = [len(part) for part in together]
+            for part, its_labels in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
+                yield Batch(self._target.images(part, self._config), its_labels)
 
     def validation(self, batches: Sequence[range]) -> Iterator[Batch]:
         """Yield validation batches; see :class:`Source`."""
@@ -131,6 +137,19 @@ class MemorySource:
         # Synthetic images repeat: a set of any size from a few.
         rows = indices % len(split.labels)
         return split.images[rows], split.labels[rows]
+
+
+def _gathered(passes: Iterable[tuple[int, Tensor]], images: int) -> Iterator[tuple[int, list[Tensor]]]:
+    """Put consecutive passes of one epoch together, up to a number of images; a larger pass stays alone."""
+    epoch, held = 0, list[Tensor]()
+    for its_epoch, indices in passes:
+        if held and (its_epoch != epoch or sum(map(len, held)) + len(indices) > images):
+            yield epoch, held
+            held = []
+        epoch = its_epoch
+        held.append(indices)
+    if held:
+        yield epoch, held
 
 
 class FolderSource:

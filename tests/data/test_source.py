@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from largebatch.config import LoaderConfig, UserError
-from largebatch.data.source import UNREADABLE, Target, _watched, is_lost_loader, open_source
+from largebatch.data.source import UNREADABLE, Target, _gathered, _watched, is_lost_loader, open_source
 from largebatch.data.stream import SampleStream
 from largebatch.evaluate import batches_of, evaluate
 from largebatch.world import World
@@ -218,3 +218,27 @@ def test_a_set_in_memory_gives_every_sample_its_own_crop(compose):
     assert torch.cat([batch.labels for batch in source.validation(batches_of(360))]).shape == (360,)
     with pytest.raises(UserError, match=r"dataset.classes=9, but the labels go up to 9"):
         opened(replace(config, classes=9))
+
+
+def test_passes_of_small_images_are_gathered_within_an_epoch_and_a_limit():
+    passes = [
+        (0, torch.arange(2)),
+        (0, torch.arange(3)),
+        (0, torch.arange(2)),
+        (1, torch.arange(1)),
+        (1, torch.arange(9)),
+    ]
+    gathered = [(epoch, [len(part) for part in parts]) for epoch, parts in _gathered(passes, images=5)]
+    assert gathered == [(0, [2, 3]), (0, [2]), (1, [1]), (1, [9])]
+
+
+def test_what_is_cut_together_is_what_is_cut_alone(compose):
+    source = opened(compose("dataset=synthetic_small", "dataset.flip=true").dataset)
+    stream = SampleStream(source.train_images, 4, 3, seed=3)
+    steps = stream.iterations_per_epoch
+    passes = list(stream.passes(steps - 2, steps + 2, 0, 4, 1))  # the end of one epoch and the start of the next
+    assert len(list(_gathered(passes, 1000))) == 2
+    alone = [batch for one in passes for batch in source.train([one])]
+    for mine, other in zip(source.train(passes), alone, strict=True):
+        assert mine.images.equal(other.images)
+        assert mine.labels.equal(other.labels)
