@@ -20,7 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
-from largebatch.bench.config import BenchConfig
+from largebatch.bench.config import WHAT, BenchConfig
 from largebatch.config import CertifyConfig, Config, Fault, Placement, UserError, build, nearest, one_of, place
 from largebatch.interrupt import ENDED, INTERRUPTED
 from largebatch.record import (
@@ -204,7 +204,7 @@ COMMANDS = {
     "train": Command("train a network from k workers of n samples each, and record the run", train),
     "certify": Command("prove that k workers are k workers, on any number of processes", certify),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
-    "bench": Command("measure the step and the loader on this machine, beside plain PyTorch", bench),
+    "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
 }
 
 
@@ -244,7 +244,19 @@ def run(arguments: list[str]) -> int:
     if name not in COMMANDS:
         known = [*COMMANDS, "--help", "--version"]
         raise UserError(f"'{name}' is not a command. These are: {', '.join(COMMANDS)}.{nearest(name, known)}")
-    return compose(name, rest)
+    return compose(name, _named_part(rest) if name == "bench" else rest)
+
+
+def _named_part(arguments: list[str]) -> list[str]:
+    """Turn a word after ``bench`` into its value: ``bench step`` is bench.what=step."""
+    if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
+        return arguments
+    word, *rest = arguments
+    if word not in WHAT:
+        raise UserError(f"bench {word} is not known: it measures {', '.join(WHAT)}.{nearest(word, WHAT)}")
+    # The customary 100 MB of gradients, unless a network was named.
+    model = ["model=resnet50"] if word == "exchange" and not any(a.startswith("model=") for a in rest) else []
+    return [f"bench.what={word}", *model, *rest]
 
 
 def _usage() -> str:

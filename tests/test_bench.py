@@ -5,11 +5,12 @@ import torch
 from torchvision.transforms import ToTensor
 
 from largebatch import cli
-from largebatch.bench import loader, step
+from largebatch.bench import exchange, loader, step
 from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
 from largebatch.bench.config import BenchConfig
 from largebatch.bench.report import as_text
 from largebatch.config import Hardware, UserError, place
+from largebatch.models import SmallResNet
 
 CPU = Hardware(cores=1, gpus=0, mps=False, bf16=False)
 TINY = [
@@ -56,6 +57,30 @@ def test_ratios_are_of_images_a_second_over_neighbouring_turns():
     # Twice the images in 2/1, 1/2 and 4/4 of the time: 4, 1 and 2 times as fast.
     assert timings.ratio("ours", "peer") == Spread(median=2.0, low=1.0, high=4.0)
     assert timings.speed("ours") == 32.0
+
+
+def test_the_cost_is_in_seconds_over_neighbouring_turns():
+    timings = Timings({"tree": [2.0, 3.0, 8.0], "ddp": [1.0, 1.0, 2.0]}, {"tree": 8, "ddp": 8})
+    assert timings.cost("tree", "ddp") == Spread(median=3.0, low=2.0, high=4.0)
+
+
+def test_overlap_is_the_hidden_share_of_the_shorter_one():
+    seconds = {
+        "backward": [4.0, 4.0, 1.0],
+        "exchange_ddp": [2.0, 2.0, 2.0],
+        # As long as the longer one; one after the other, 4 + 2; and half of the 1 s hidden behind the 2 s.
+        "both_ddp": [4.0, 6.0, 2.5],
+    }
+    assert exchange.overlap(seconds, "ddp") == Spread(median=0.5, low=0.0, high=1.0)
+
+
+def test_without_images_every_gradient_comes_of_a_sum_of_parameters():
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    either = exchange.Either(model)
+    either(None).backward()
+    assert all(parameter.grad.eq(1).all() for parameter in model.parameters())
+    images = torch.randn(4, 1, 5, 5)
+    assert either(images).item() == pytest.approx(model(images).sum().item())
 
 
 def test_sides_take_turns_and_change_who_goes_first():
@@ -152,9 +177,55 @@ def test_mistakes_are_refused(compose, values, words):
         BenchConfig(**{**good, **values}, files=compose("dataset=imagefolder").dataset)
 
 
-def test_several_processes_are_refused():
-    with pytest.raises(UserError, match="one process"):
-        cli.run(["bench", "processes=2"])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["processes=2"], "one process"),
+        (["exchange", "processes=1", *TINY], "an exchange takes two or more"),
+        (["exchange", "processes=3", "k=3", *TINY], "takes a power of two"),
+        (["exchnge"], "bench exchnge is not known: it measures step, loader, exchange, all. Did you mean 'exchange'"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(words, message):
+    with pytest.raises(UserError, match=message):
+        cli.run(["bench", *words])
+
+
+def test_an_exchange_inside_a_rank_is_refused(monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="without torchrun"):
+        cli.run(["bench", "exchange", *TINY])
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ([], []),
+        (["n=4"], ["n=4"]),
+        (["--help"], ["--help"]),
+        (["loader", "n=4"], ["bench.what=loader", "n=4"]),
+        (["exchange"], ["bench.what=exchange", "model=resnet50"]),
+        (["exchange", "model=resnet8"], ["bench.what=exchange", "model=resnet8"]),
+    ],
+)
+def test_a_word_after_bench_says_what_is_measured(words, values):
+    assert cli._named_part(words) == values
+
+
+def test_an_exchange_between_two_processes_has_stable_keys(capfd):
+    assert cli.run(["bench", "exchange", *TINY, "bench.repeats=2", "format=json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert set(facts["seconds"]) == {"backward", "exchange_ddp", "exchange_tree", "both_ddp", "both_tree"}
+    assert all(seconds > 0 for seconds in facts["seconds"].values())
+    assert set(facts["ratios"]) == {"tree_vs_ddp", "tree_vs_ddp_with_backward"}
+    assert set(facts["overlap"]) == {"ddp", "tree"}
+    for one in (*facts["ratios"].values(), *facts["overlap"].values()):
+        assert one["low"] <= one["median"] <= one["high"]
+    assert facts["setting"]["processes"] == 2
+    assert facts["gradient_bytes"] == 4 * sum(p.numel() for p in SmallResNet(8, 10).parameters())
+    page = as_text(facts)
+    assert all(words in page for words in ("of gradients (resnet8) between 2 processes", "fixed tree", "overlap"))
 
 
 def test_the_command_prints_stable_keys_and_nothing_else(capfd, threads):

@@ -13,10 +13,14 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Side:
-    """One of the things compared: a ``turn`` is a call that handles ``images`` images and waits until it is done."""
+    """One of the things compared: a ``turn`` is a call that handles ``images`` images and waits until it is done.
+
+    ``prepare`` comes before each turn and is not timed.
+    """
 
     turn: Callable[[], None]
     images: int
+    prepare: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -59,20 +63,28 @@ class Timings:
         pairs = zip(self.seconds[ours], self.seconds[peer], strict=True)
         return spread([share * theirs / mine for mine, theirs in pairs])
 
+    def cost(self, ours: str, peer: str) -> Spread:
+        """Return ours over the peer in seconds a turn, over pairs of neighbouring turns: below 1, ours is faster."""
+        pairs = zip(self.seconds[ours], self.seconds[peer], strict=True)
+        return spread([mine / theirs for mine, theirs in pairs])
 
-def take_turns(sides: Mapping[str, Side], repeats: int, what: str) -> Timings:
+
+def take_turns(sides: Mapping[str, Side], repeats: int, what: str, shown: bool = True) -> Timings:
     """Time the sides A B, B A, A B … after one turn each to warm up.
 
     Args:
         sides: By name.
         repeats: Timed turns of each.
         what: The progress bar's name, on a terminal's stderr.
+        shown: Whether there is one.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     order = list(sides)
-    with tqdm(total=(repeats + 1) * len(sides), desc=what, unit="turn", disable=None, leave=False) as bar:
+    turns = (repeats + 1) * len(sides)
+    with tqdm(total=turns, desc=what, unit="turn", disable=None if shown else True, leave=False) as bar:
         for repeat in range(repeats + 1):
             for name in order:
+                sides[name].prepare()
                 started = time.perf_counter()
                 sides[name].turn()
                 if repeat:

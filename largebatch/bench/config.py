@@ -6,16 +6,18 @@ from dataclasses import dataclass
 
 from largebatch.config import DatasetConfig, UserError, at_least, one_of
 
-PARTS = ("step", "loader")
+PARTS = ("step", "loader")  # of all
+WHAT = (*PARTS, "exchange", "all")
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """What to measure.
 
-    ``what`` is step, loader or all. The first of ``k`` is compared with the plain loops, each of the others with
-    the first. Sides take turns, ``repeats`` of them, of ``iterations`` steps each. The loaders read ``photographs``
-    made here, in a run of the loader over all of them a turn, unless ``files`` has a root.
+    ``what`` is step, loader, exchange, or all for the first two. The first of ``k`` is compared with the plain
+    loops, each of the others with the first. Sides take turns, ``repeats`` of them, of ``iterations`` steps each.
+    The loaders read ``photographs`` made here, in a run of the loader over all of them a turn, unless ``files`` has
+    a root.
     """
 
     what: str
@@ -26,7 +28,7 @@ class BenchConfig:
     files: DatasetConfig
 
     def __post_init__(self) -> None:
-        one_of("bench.what", self.what, (*PARTS, "all"))
+        one_of("bench.what", self.what, WHAT)
         if not self.k:
             raise UserError("bench.k=[] is empty: give numbers of workers, such as [8,64].")
         if len(set(self.k)) < len(self.k):

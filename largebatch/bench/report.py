@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import torch
 import torchvision
 
-from largebatch.bench import loader, step
+from largebatch.bench import exchange, loader, step
 from largebatch.bench.config import BenchConfig
 from largebatch.config import Config, Placement, UserError, place
 from largebatch.data import sets
@@ -26,17 +28,24 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
     """Measure, and return facts with stable keys; see :func:`as_text` for people.
 
     ``ratios`` are of images/s, ours over the peer: above 1, ours is faster. ``memory_bytes`` is what steps at
-    each k add to a process.
+    each k add to a process. Of an exchange, ``ratios`` are of seconds, the tree's over DDP's: above 1, the tree is
+    slower; ``overlap`` is explained at :func:`exchange.overlap`.
 
     Args:
         config: Network, images, n, precision and threads; its k is not used.
         asked: What to measure.
 
     Raises:
-        UserError: more than one process, data that are missing, a minibatch larger than its set.
+        UserError: a number of processes that cannot be compared, data that are missing, a minibatch larger than
+            its set.
     """
-    if config.processes != 1:
-        raise UserError(f"processes={config.processes} cannot be compared: bench runs in one process.")
+    if asked.what == "exchange":
+        return _exchange(config, asked)
+    if config.processes not in (None, 1):
+        raise UserError(
+            f"processes={config.processes} cannot be compared: bench runs in one process, but for bench exchange."
+        )
+    config = replace(config, processes=1)
     placement = place(config, hardware())
     facts: Facts = {
         "machine": machine(placement),
@@ -49,6 +58,30 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
         _steps(config, asked, facts)
     if "loader" in asked.parts:
         _loaders(config, asked, placement, facts)
+    facts["machine"]["load_at_end"] = os.getloadavg()[0]
+    return facts
+
+
+def _exchange(config: Config, asked: BenchConfig) -> Facts:
+    placement = exchange.make_placement(config)
+    facts: Facts = {"machine": machine(placement)}
+    timings, size = exchange.time_exchange(config, placement, asked.repeats)
+    data = config.dataset
+    facts["setting"] = {
+        "what": asked.what,
+        "model": config.model.name,
+        "processes": placement.processes,
+        "n": config.n,
+        "images": f"{data.channels}×{data.height}×{data.width}",
+        "repeats": asked.repeats,
+    }
+    facts["ratios"] = {
+        "tree_vs_ddp": asdict(timings.cost("exchange_tree", "exchange_ddp")),
+        "tree_vs_ddp_with_backward": asdict(timings.cost("both_tree", "both_ddp")),
+    }
+    facts["seconds"] = {name: statistics.median(seconds) for name, seconds in sorted(timings.seconds.items())}
+    facts["overlap"] = {kind: asdict(exchange.overlap(timings.seconds, kind)) for kind in exchange.KINDS}
+    facts["gradient_bytes"] = size
     facts["machine"]["load_at_end"] = os.getloadavg()[0]
     return facts
 
@@ -119,6 +152,14 @@ NAMES = {
     "step_vs_accumulation": "step ÷ plain loop in micro-batches of n",
     "step_vs_one_group": "step ÷ plain loop in one pass, one BN group",
     "loader_vs_torchvision": "loader ÷ torchvision's usual transforms",
+    "tree_vs_ddp": "exchange: fixed tree (exact=true) ÷ DDP",
+    "tree_vs_ddp_with_backward": "back-propagation with it: tree ÷ DDP",
+    "backward": "back-propagation alone",
+    "exchange_ddp": "exchange alone, DDP",
+    "exchange_tree": "exchange alone, tree",
+    "both_ddp": "both, DDP",
+    "both_tree": "both, tree",
+    "ddp": "DDP",
 }
 
 
@@ -130,16 +171,30 @@ def as_text(facts: Facts) -> str:
         f"{where['precision']}; torch {where['torch']}; load {where['load_at_start']:.1f} at the start, "
         f"{where['load_at_end']:.1f} at the end",
     ]
+    if "overlap" in facts:
+        lines.append(
+            f"exchange: {facts['gradient_bytes'] / 1e6:,.1f} MB of gradients ({setting['model']}) between "
+            f"{setting['processes']} processes; back-propagation over n={setting['n']} images {setting['images']}"
+        )
+        lines += _spreads("seconds, ours ÷ peer", facts["ratios"])
+        lines += ["", f"{'seconds':<46} {'median':>8}"]
+        lines += [f"{NAMES[name]:<46} {seconds:>8.4f}" for name, seconds in facts["seconds"].items()]
+        return "\n".join([*lines, *_spreads("overlap: hidden share of the shorter of the two", facts["overlap"])])
     if "images" in setting:
         lines.append(f"step: {setting['model']}, {setting['images']}, k={setting['k'][0]} n={setting['n']}; ours cuts")
         lines[-1] += " its crops in every step, the plain loops find theirs ready"
-    lines += ["", f"{'images/s, ours ÷ peer':<46} {'median':>8} {'95 % interval':>17}"]
-    for name, ratio in facts["ratios"].items():
-        shown = NAMES.get(name, name.replace("_vs_", " ÷ "))
-        lines.append(f"{shown:<46} {ratio['median']:>8.3f} {ratio['low']:>8.3f} – {ratio['high']:.3f}")
+    lines += _spreads("images/s, ours ÷ peer", facts["ratios"])
     lines += ["", f"{'images/s':<46} {'median':>8}"]
     lines += [f"{name.replace('_', ' '):<46} {speed:>8,.0f}" for name, speed in facts["images_per_second"].items()]
     if facts["memory_bytes"]:
         lines += ["", f"{'memory that steps add':<46} {'MB':>8}"]
         lines += [f"{name:<46} {size / 1e6:>8,.1f}" for name, size in facts["memory_bytes"].items()]
     return "\n".join(lines)
+
+
+def _spreads(title: str, spreads: Mapping[str, Mapping[str, float]]) -> list[str]:
+    lines = ["", f"{title:<46} {'median':>8} {'95 % interval':>17}"]
+    for name, one in spreads.items():
+        shown = NAMES.get(name, name.replace("_vs_", " ÷ "))
+        lines.append(f"{shown:<46} {one['median']:>8.3f} {one['low']:>8.3f} – {one['high']:.3f}")
+    return lines
