@@ -205,3 +205,20 @@ def test_a_compiled_pass_has_no_graph_break_and_the_same_results(monkeypatch, tm
         results.append([*(p.grad for p in net.parameters()), *(b for b in net.buffers() if b.is_floating_point())])
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-9, atol=1e-9)
+
+
+def test_a_step_after_an_evaluation_with_recomputed_statistics_counts_as_any_other():
+    net, plain = small_network(), small_network()
+    running = RunningStatistics(net, "worker0", 0.1, groups=1, first=True)
+    for step in range(2):
+        for number, part in enumerate(images(2, seed=step).split(N)):
+            running.before_pass(number)
+            net(part)
+            if number == 0:
+                plain(part)
+        assert net.eval()(images(1)).equal(plain.eval()(images(1)))
+        with recomputed(net, net, [images(1, seed=7)]):
+            assert not net(images(1)).equal(plain(images(1)))
+        net.train()
+        plain.train()
+    assert all(net.state_dict()[name].equal(buffer) for name, buffer in plain.named_buffers() if "running" in name)
