@@ -1,6 +1,6 @@
 # `make train` and `make test` set up all they need: make, python3 (3.11 or later) and a network are enough.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test acceptance lint type format bench results clean python
+.PHONY: help setup train test acceptance lint type format bench results golden clean python
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -38,8 +38,12 @@ format: .venv/synced ## put the code in style
 bench: .venv/synced ## measure the speed of a training step and of the loader here
 	$(BIN)/largebatch bench
 
-results: .venv/synced ## draw the README's figure again from its records
+results: .venv/synced ## draw figures and tables again from the committed records
 	$(BIN)/python scripts/curves.py results/digits-curves
+	$(BIN)/python scripts/pitfalls.py results/pitfalls
+
+golden: .venv/synced ## write the losses of the golden run anew; the commit must say why they moved
+	$(BIN)/python scripts/golden.py
 
 clean: ## remove what was set up and built; runs stay
 	rm -rf .venv .uv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -18,22 +18,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from largebatch.config import (
-    PITFALLS,
-    CertifyConfig,
-    Config,
-    DatasetConfig,
-    PitfallConfig,
-    Placement,
-    UserError,
-    divisors,
-)
+from largebatch.config import PITFALLS, CertifyConfig, Config, DatasetConfig, PitfallConfig, UserError, divisors
 from largebatch.data import sets
 from largebatch.data.source import Batch, Source, Target, open_source
 from largebatch.definition import Definition, State
 from largebatch.evaluate import evaluate, shard
 from largebatch.launch import launch
 from largebatch.models import build_model, is_stochastic
+from largebatch.placement import Placement
 from largebatch.record import write_json
 from largebatch.stats import relative_difference
 from largebatch.train import DTYPES, Learner, make_learner, sample_stream, train_step, validation_cuts

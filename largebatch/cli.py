@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from largebatch.bench.config import WHAT, BenchConfig
-from largebatch.config import CertifyConfig, Config, Fault, Placement, UserError, build, nearest, one_of, place
+from largebatch.config import CertifyConfig, Config, Fault, UserError, build, nearest, one_of
 from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.placement import Placement, place, processes_for
 from largebatch.record import (
     default_directory,
     describe,
@@ -181,7 +182,7 @@ def certify(call: Call) -> Outcome:
     placement = place(config, machine)
     plan = certify.make_plan(config, placement, asked)
     config = plan.config
-    processes = asked.processes_for(config.k, machine, placement.device)
+    processes = processes_for(asked, config.k, machine, placement.device)
     places = certify.placements(placement, config, processes, machine.cores)
     smaller, change = certify.fit_to_time(config, placement, asked, len(places))
     if smaller.k != config.k:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from largebatch.batchnorm import batchnorms
-from largebatch.config import PITFALLS, Config, Placement, UserError
+from largebatch.config import PITFALLS, Config, UserError
 from largebatch.data import sets
 from largebatch.models import initialise, is_stochastic
 from largebatch.models.build import build_on_meta
 from largebatch.optim import decay_groups
+from largebatch.placement import Placement
 from largebatch.record import default_directory
 
 _BYTES = {"fp32": 4, "tf32": 4, "bf16": 4, "fp64": 8}

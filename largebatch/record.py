@@ -42,7 +42,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, Any
 
-from largebatch.config import Config, Placement, UserError
+from largebatch.config import Config, UserError
+from largebatch.placement import Placement
 
 SCHEMA = 1
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "largebatch")

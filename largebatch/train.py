@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from largebatch import checkpoint
 from largebatch.batchnorm import RunningStatistics, recomputed
-from largebatch.config import Config, Fault, Placement, UserError
+from largebatch.config import Config, Fault, UserError
 from largebatch.data.source import Batch, Source, Target, is_lost_loader, open_source
 from largebatch.data.stream import DROPOUT, INITIALISE, IndependentShuffles, SampleStream, key
 from largebatch.evaluate import batches_of, evaluate, shard, wide
@@ -27,6 +27,7 @@ from largebatch.meter import Meter, Sums, Wishes
 from largebatch.models import build_model, initialise, is_stochastic
 from largebatch.models.build import check_shapes
 from largebatch.optim import make_optimizer
+from largebatch.placement import Placement
 from largebatch.progress import Progress
 from largebatch.record import Record, provenance
 from largebatch.stats import final_error

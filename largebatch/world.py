@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from largebatch.config import Hardware, Placement
+from largebatch.placement import Hardware, Placement
 
 M = TypeVar("M", bound=nn.Module)
 

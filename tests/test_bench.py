@@ -9,8 +9,9 @@ from largebatch.bench import exchange, loader, step
 from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
 from largebatch.bench.config import BenchConfig
 from largebatch.bench.report import as_text
-from largebatch.config import Hardware, UserError, place
+from largebatch.config import UserError
 from largebatch.models import SmallResNet
+from largebatch.placement import Hardware, place
 
 CPU = Hardware(cores=1, gpus=0, mps=False, bf16=False)
 TINY = [

@@ -9,8 +9,9 @@ import torch
 
 from largebatch import certify
 from largebatch.cli import run
-from largebatch.config import CertifyConfig, Hardware, UserError, place
+from largebatch.config import CertifyConfig, UserError
 from largebatch.definition import rate_at
+from largebatch.placement import Hardware, place
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
 ASKED = CertifyConfig(iterations=6, processes=None, tolerance=None, minutes=20)

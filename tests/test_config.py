@@ -2,7 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from largebatch.config import Config, Hardware, UserError, divisors, place
+from largebatch.config import Config, UserError, divisors
+from largebatch.placement import Hardware, place
 
 CPU = Hardware(cores=8, gpus=0, mps=False, bf16=False)
 GPUS = Hardware(cores=64, gpus=8, mps=False, bf16=True)

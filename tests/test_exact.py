@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from test_trainer import CPU, RUN, fit_all
 
-from largebatch.config import UserError, place
+from largebatch.config import UserError
 from largebatch.exchange import Tree, _cut
 from largebatch.launch import launch
 from largebatch.models import SmallResNet
+from largebatch.placement import place
 from largebatch.record import read_metrics
 from largebatch.stats import PairwiseSum
 from largebatch.world import World

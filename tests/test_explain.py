@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from largebatch.config import Hardware, place
 from largebatch.explain import as_text, explain
+from largebatch.placement import Hardware, place
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
 

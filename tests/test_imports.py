@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     "schedule stats interrupt",
     "config",
+    "placement",
     "record",
     "report",
     "world data batchnorm optim checkpoint progress memory launch",
@@ -24,7 +25,7 @@ LAYERS = (
     "__main__",
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names.split()}
-LIGHT = ("config", "schedule", "record", "stats", "interrupt", "report")  # redraw figures on any laptop
+LIGHT = ("config", "placement", "schedule", "record", "stats", "interrupt", "report")  # redraw figures on any laptop
 
 
 def imports(path: Path) -> set[str]:

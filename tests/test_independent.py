@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 
-from largebatch.config import Hardware, place
 from largebatch.data.source import Target, open_source
+from largebatch.placement import Hardware, place
 from largebatch.train import make_learner, sample_stream, train_step
 from largebatch.world import World
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from largebatch.config import PITFALLS, Config, Hardware, place
+from largebatch.config import PITFALLS, Config
 from largebatch.data.source import Target, open_source
 from largebatch.definition import Definition
 from largebatch.evaluate import batches_of
+from largebatch.placement import Hardware, place
 from largebatch.train import make_learner, sample_stream, train_step, validation_cuts
 from largebatch.world import World
 

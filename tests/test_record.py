@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from largebatch import record
-from largebatch.config import Config, Hardware, UserError, place
+from largebatch.config import Config, UserError
+from largebatch.placement import Hardware, place
 from largebatch.record import Record
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)

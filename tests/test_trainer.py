@@ -10,11 +10,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from largebatch import cli, train
-from largebatch.config import Hardware, UserError, place
+from largebatch.config import UserError
 from largebatch.data.source import MemorySource, Target
 from largebatch.data.stream import SampleStream
 from largebatch.launch import launch
 from largebatch.models import SmallResNet
+from largebatch.placement import Hardware, place
 from largebatch.record import read_metrics, read_summary
 from largebatch.stats import relative_difference
 from largebatch.train import fit, make_learner, train_step

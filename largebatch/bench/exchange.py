@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
-from largebatch.config import Config, Placement, UserError, place
+from largebatch.config import Config, UserError
 from largebatch.exchange import Averaging, Exchange, Tree
 from largebatch.launch import launch
 from largebatch.models import build_model
+from largebatch.placement import Placement, place
 from largebatch.train import DTYPES
 from largebatch.world import World, hardware, join, leave, started_outside
 

@@ -16,8 +16,9 @@ import torchvision
 
 from largebatch.bench import exchange, loader, step
 from largebatch.bench.config import BenchConfig
-from largebatch.config import Config, Placement, UserError, place
+from largebatch.config import Config, UserError
 from largebatch.data import sets
+from largebatch.placement import Placement, place
 from largebatch.world import hardware
 
 Facts = dict[str, Any]

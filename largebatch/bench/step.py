@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from largebatch.bench.compare import Side, Timings, take_turns
-from largebatch.config import Config, DatasetConfig, Placement
+from largebatch.config import Config, DatasetConfig
 from largebatch.data import sets
 from largebatch.data.source import Batch, Source, Target, open_source
 from largebatch.data.stream import SampleStream
 from largebatch.models import build_model
+from largebatch.placement import Placement
 from largebatch.train import DTYPES, Learner, make_learner, sample_stream, train_step
 from largebatch.world import join
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from largebatch import cli
-from largebatch.config import Hardware
+from largebatch.placement import Hardware
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
 
