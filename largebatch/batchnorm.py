@@ -158,7 +158,8 @@ class RunningStatistics:
             momenta = tuple(1 / group for group in range(1, self.groups + 1))
             if number == 0:
                 self._before = [buffer.clone() for buffer in self._buffers]
-            torch._foreach_zero_(self._buffers)
+            if self._buffers:
+                torch._foreach_zero_(self._buffers)
         for norm in self._norms:
             _count(norm, momenta)
 

@@ -7,7 +7,6 @@ import json
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from largebatch.config import PITFALLS, CertifyConfig, Config, DatasetConfig, PitfallConfig, UserError, divisors
 from largebatch.data import sets
-from largebatch.data.source import Batch, Source, Target, open_source
+from largebatch.data.source import Batch, Source
 from largebatch.definition import Definition, State
 from largebatch.evaluate import evaluate, shard
 from largebatch.launch import launch
@@ -28,8 +27,18 @@ from largebatch.models import build_model, is_stochastic
 from largebatch.placement import Placement
 from largebatch.record import write_json
 from largebatch.stats import relative_difference
-from largebatch.train import DTYPES, Learner, make_learner, sample_stream, train_step, validation_cuts
-from largebatch.world import World, join, leave
+from largebatch.train import (
+    DTYPES,
+    Learner,
+    autocast,
+    make_learner,
+    open_data,
+    sample_stream,
+    start,
+    train_step,
+    validation_cuts,
+)
+from largebatch.world import World, leave
 
 # float64 runs free: rounding stays below this over the iterations. float32 and bf16 drift apart by themselves, so
 # there every iteration starts from the definition's weights, and one step's difference is bounded.
@@ -204,7 +213,7 @@ def _time_of_a_pass(config: Config, placement: Placement) -> float:
     for _ in range(2):
         images = torch.randn(config.n, shape.channels, shape.height, shape.width, device=device, dtype=dtype)
         started = time.perf_counter()
-        with _autocast(placement):
+        with autocast(placement):
             total = model(images).sum()
         total.backward()
         total.item()  # waits for a GPU
@@ -239,7 +248,7 @@ def placements(placement: Placement, config: Config, allowed: Iterable[int], cor
                 continue
             threads = placement.threads if config.exact or config.threads else max(1, cores // processes)
             where = replace(placement, processes=processes, workers=workers, workers_per_pass=per_pass)
-            result.append(replace(where, threads=threads))
+            result.append(replace(where, threads=threads, cores=max(1, cores // processes)))
     return result
 
 
@@ -282,15 +291,6 @@ def _honest(config: Config) -> Config:
     return replace(config, pitfall=PitfallConfig("none"))
 
 
-def _open(config: Config, placement: Placement, world: World) -> Source:
-    target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
-    return open_source(config.dataset, config.loader, config.seed, target, placement.threads)
-
-
-def _autocast(placement: Placement) -> Any:
-    return torch.autocast(placement.device, torch.bfloat16) if placement.precision == "bf16" else nullcontext()
-
-
 def _still(model: nn.Module) -> bool:
     """Switch dropout and stochastic depth off; return whether there was any."""
     found = is_stochastic(model)
@@ -304,12 +304,12 @@ def _still(model: nn.Module) -> bool:
 def _define(plan: Plan, placement: Placement, truth: Path) -> list[str]:
     """Write the definition's steps to files; return what is to be said of the model."""
     placement = replace(placement, processes=1)
-    world = join(placement)
     config = _honest(plan.config)
-    source = _open(config, placement, world)
+    world = start(config, placement)
+    source = open_data(config, placement, world)
 
     def forward(model: nn.Module, images: Tensor) -> Tensor:
-        with _autocast(placement):
+        with autocast(placement):
             return model(images)  # type: ignore[no-any-return]
 
     definition = Definition(config, source, world.device, DTYPES[placement.precision], forward, config.exact)
@@ -359,7 +359,7 @@ def _read(path: Path, kind: str) -> dict[str, Tensor]:
 
 def _trace(plan: Plan, group: list[Placement], truth: Path) -> list[Finding]:
     """Let the trainer make the steps, in every process of a group, once for each placement on it."""
-    world = join(group[0])
+    world = start(plan.config, group[0])
     try:
         return [_follow(plan, placement, world, truth) for placement in group]
     finally:
@@ -368,8 +368,7 @@ def _trace(plan: Plan, group: list[Placement], truth: Path) -> list[Finding]:
 
 def _follow(plan: Plan, placement: Placement, world: World, truth: Path) -> Finding:
     config = plan.config
-    torch.use_deterministic_algorithms(config.exact)
-    source = _open(config, placement, world)
+    source = open_data(config, placement, world)
     learner = make_learner(config, placement, world, source.classes)
     _still(learner.model)
     learner.stochastic = False
@@ -433,7 +432,7 @@ def _validate(finding: Finding, plan: Plan, learner: Learner, source: Source, ex
     cuts = validation_cuts(plan.config, source.val_images)
     mine = shard(len(cuts), learner.world.rank, learner.world.size)
     if plan.free:
-        with _autocast(learner.placement):
+        with autocast(learner.placement):
             batches = source.validation([cuts[number] for number in mine])
             counted = evaluate(learner.model, batches, mine, cuts, learner.world)
         wrong = round(counted.error * counted.total / 100)

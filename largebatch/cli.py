@@ -344,7 +344,8 @@ def compose(name: str, arguments: list[str]) -> int:
         return 0
     if not outcomes[0][0]:
         return outcomes[0][1].status
-    _say("\n" + describe((arm, outcome.summary) for arm, outcome in outcomes))
+    if any(outcome.summary for _, outcome in outcomes):
+        _say("\n" + describe((arm, outcome.summary) for arm, outcome in outcomes))
     statuses = {outcome.status for _, outcome in outcomes}
     if statuses & {INTERRUPTED, ENDED}:
         return max(statuses & {INTERRUPTED, ENDED})
@@ -359,6 +360,8 @@ def _in_a_sentence(error: Exception) -> str:
     if found := re.search(r"Could not find '(.+)/([^'/]+)'\s+Available options in '.+':((?:\n\t\S+)+)", text):
         group, given, options = found[1], found[2], found[3].split()
         return f"{group}={given} is not known: it takes {', '.join(options)}.{nearest(given, options)}"
+    if found := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"{found[1]} is several values: add -m to run one after another, or write a list as [1,2]."
     override = getattr(error, "override", None)
     if override is not None:
         return (

@@ -147,6 +147,12 @@ class DatasetConfig:
         for key in ("train_images", "val_images", "classes", "channels", "height", "width"):
             at_least(f"dataset.{key}", getattr(self, key), 1)
         at_least("dataset.pad", self.pad, 0)
+        folders = self.name in ("imagenet", "imagefolder")
+        if self.crop == ("pad" if folders else "resized"):
+            raise UserError(
+                f"dataset.crop={self.crop} is not for dataset={self.name}: image folders take resized or none, sets in "
+                "memory pad or none."
+            )
         for key in ("mean", "std"):
             if len(getattr(self, key)) != self.channels:
                 raise UserError(
@@ -179,6 +185,8 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         one_of("schedule", self.name, ("step", "cosine"))
+        if not 0 < self.factor <= 1:
+            raise UserError(f"schedule.factor={self.factor:g} is out of range: it takes a number above 0, up to 1.")
 
 
 @dataclass(frozen=True)
@@ -229,6 +237,9 @@ class LauncherConfig:
     """Who starts the processes: local (this machine), or whatever set RANK and WORLD_SIZE."""
 
     name: str
+
+    def __post_init__(self) -> None:
+        one_of("launcher", self.name, ("local",))
 
 
 PITFALLS = {
@@ -514,7 +525,8 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
 def _convert(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, Mapping):
-            raise UserError(f"{key}={_shown(value)} is not known: '{key}' is a group of keys; see {key}=… in --help.")
+            keys = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(kind))
+            raise UserError(f"{key}={_shown(value)} is not known: '{key}' is a group of keys: {keys}.")
         return build(typing.cast(type[Any], kind), value, f"{key}.")
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     if value is None and type(None) in options:

@@ -1,8 +1,9 @@
 """A large step by the paper's definition, as plainly as it can be written, to hold the trainer against.
 
-Nothing here uses the trainer, its schedule, its optimizer, its BatchNorm or its sample stream: k forward passes
-of n samples one after another, each with the statistics of its own n, gradients added and divided by kn, the
-update applied by hand. It is slow, and meant to be read.
+Nothing here uses the trainer, its schedule, its optimizer, its BatchNorm or its cutting of samples: k forward passes
+of n samples one after another, each with the statistics of its own n, gradients added and divided by kn, the update
+applied by hand. What the two share is what they start from: the network with its first weights, an epoch's one
+permutation, and each sample's augmented image. It is slow, and meant to be read.
 """
 
 from __future__ import annotations

@@ -22,14 +22,15 @@ class Placement:
     """Where k workers run: changes the time a run takes, never its result.
 
     ``processes`` is P; a process owns ``workers`` = k/P consecutive workers and computes ``workers_per_pass`` of
-    them in one forward pass. ``threads`` are a process's CPU threads. ``precision`` is fp32, tf32, bf16 or fp64;
-    ``channels_last`` is the memory format of images and convolutions.
+    them in one forward pass. ``threads`` are a process's CPU threads, ``cores`` its share of the machine's.
+    ``precision`` is fp32, tf32, bf16 or fp64; ``channels_last`` is the memory format of images and convolutions.
     """
 
     processes: int
     workers: int
     workers_per_pass: int
     threads: int
+    cores: int
     device: str
     precision: str
     channels_last: bool
@@ -76,12 +77,14 @@ def place(
             f"workers_per_pass={per_pass} does not divide the {workers} workers of a process (k={config.k} on "
             f"{processes}). These do: {', '.join(map(str, divisors(workers)))}."
         )
+    cores = max(1, hardware.cores // (local_world_size or processes))
     return Placement(
         processes=processes,
         workers=workers,
         workers_per_pass=per_pass,
         # Float32 sums depend on the number of threads: exact=true has one number for any number of processes.
-        threads=config.threads or (1 if config.exact else max(1, hardware.cores // (local_world_size or processes))),
+        threads=config.threads or (1 if config.exact else cores),
+        cores=cores,
         device=device,
         precision=_precision(config, hardware, device),
         channels_last=device == "cuda" if config.channels_last is None else config.channels_last,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -29,8 +30,8 @@ from largebatch.models.build import check_shapes
 from largebatch.optim import make_optimizer
 from largebatch.placement import Placement
 from largebatch.progress import Progress
-from largebatch.record import Record, provenance
-from largebatch.stats import final_error
+from largebatch.record import Record, holds_run, provenance
+from largebatch.stats import FINAL_EPOCHS, final_error
 from largebatch.world import World, join, leave
 
 # bf16 is autocast's: weights, gradients and updates stay in float32.
@@ -56,10 +57,34 @@ class Learner:
         return self.world.rank * self.placement.workers
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which forward passes run: bf16 where that is the precision."""
-        if self.placement.precision != "bf16":
-            return contextlib.nullcontext()
-        return torch.autocast(self.placement.device, torch.bfloat16)
+        """Return the context in which forward passes run."""
+        return autocast(self.placement)
+
+
+def start(config: Config, placement: Placement) -> World:
+    """Join the processes of a run, and set the arithmetic that its precision and determinism ask for."""
+    world = join(placement)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = placement.precision == "tf32"
+    deterministic = config.exact if config.deterministic is None else config.deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    return world
+
+
+def open_data(config: Config, placement: Placement, world: World) -> Source:
+    """Open the run's data as its processes want them; what one of them downloads, the others find."""
+    target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
+    with world.main_first():
+        return open_source(config.dataset, config.loader, config.seed, target, placement.cores)
+
+
+def autocast(placement: Placement) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which forward passes run: bf16 where that is the precision."""
+    if placement.precision != "bf16":
+        return contextlib.nullcontext()
+    return torch.autocast(placement.device, torch.bfloat16)
 
 
 def make_learner(config: Config, placement: Placement, world: World, classes: int) -> Learner:
@@ -165,6 +190,8 @@ class Journey:
 
     iteration: int = 0
     epoch: Sums = field(default_factory=Sums)
+    line: Sums = field(default_factory=Sums)
+    epoch_seconds: float = 0.0
     errors: list[float] = field(default_factory=list)
     nonfinite: int = 0
     replaced: int = 0
@@ -187,19 +214,39 @@ def fit(config: Config, placement: Placement, directory: Path) -> dict[str, Any]
     Raises:
         UserError: the data do not fit, cannot be read, or the device's memory is too small.
     """
-    world = join(placement)
-    _set_numerics(config, placement)
-    target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
-    with world.main_first():  # it may download
-        source = open_source(config.dataset, config.loader, config.seed, target, placement.threads)
+    world = start(config, placement)
+    assert world.size == placement.processes, f"{placement.processes} processes were placed, {world.size} have joined"
+    source = open_data(config, placement, world)
     config.check_size(source.train_images)
     shape = config.dataset
     check_shapes(config.model, source.classes, (config.n, shape.channels, shape.height, shape.width))
-    run = Run(make_learner(config, placement, world, source.classes), source, directory)
-    run.begin()
-    summary = run.protected_loop()
+    with _faults_in_words(config, placement):
+        run = Run(make_learner(config, placement, world, source.classes), source, directory)
+        run.begin()
+        summary = run.recorded_loop()
     leave()  # after a fault it is left open: the other processes would fail, and be taken for the cause
     return summary
+
+
+@contextlib.contextmanager
+def _faults_in_words(config: Config, placement: Placement) -> Iterator[None]:
+    """Say in a sentence what the user can do about a lack of memory, or a loader process that is gone."""
+    try:
+        yield
+    except Exception as error:
+        if is_out_of_memory(error):
+            samples = placement.workers_per_pass * config.n
+            raise UserError(
+                f"{placement.device} ran out of memory: a pass holds workers_per_pass={placement.workers_per_pass} "
+                f"× n={config.n} = {samples} samples. Use a smaller workers_per_pass (the result stays the "
+                "same), then a smaller n (it does not)."
+            ) from error
+        if is_lost_loader(error):
+            raise Fault(
+                f"a loader process is gone: {error} If the machine ran out of memory, use a smaller loader.workers "
+                "or loader.prefetch."
+            ) from error
+        raise
 
 
 def sample_stream(config: Config, train_images: int) -> SampleStream:
@@ -227,6 +274,7 @@ class Run:
         self.stream = sample_stream(config, source.train_images)
         self.rates = config.rates(source.train_images)
         self.total = config.total_iterations(source.train_images)
+        self.scheduled = config.epochs * self.stream.iterations_per_epoch
         self.journey = Journey()
         self.record: Record | None = None
         self.started = self.saved = self.epoch_started = time.monotonic()
@@ -238,39 +286,57 @@ class Run:
             checkpoint.unpack(found, self.learner.model, self.learner.optimizer)
             self.learner.running.steps = found.state["iteration"]
             values = dict(found.state["journey"])
-            self.journey = Journey(**{**values, "epoch": Sums(**values["epoch"])})
+            self.journey = Journey(**{**values, **{name: Sums(**values[name]) for name in ("epoch", "line")}})
             self.started -= self.journey.seconds
+            self.epoch_started -= self.journey.epoch_seconds
+        self._check_start(found)
         if self.learner.world.main:
+            unfinished = holds_run(self.directory)
             devices = [_device_name(self.learner.world.device)] * self.learner.world.size
             origin = provenance(self.config, self.learner.placement, devices)
             resume_at = None if found is None else int(found.state["record_bytes"])
             self.record = Record.open(self.directory, self.config, origin, resume_at)
             (self.directory / "logs").mkdir(exist_ok=True)
+            for torn in checkpoint.candidates(self.directory / "checkpoints") if self.config.resume else ():
+                # Left where it is, it would be counted among the newest that are kept.
+                if found is None or torn.stem.split("-")[0] > found.path.stem.split("-")[0]:
+                    torn.unlink()
+                    self._say(f"removed {torn.name}, which does not verify")
             if found is not None:
-                self.record.log(f"resumed from {found.path.name}")
+                self._say(f"resumed from {found.path.name}")
+            elif unfinished:
+                self._say("no checkpoint to resume from: the run starts afresh")
         self.learner.world.barrier()
         if not self.learner.world.main:
             self.learner.world.redirect(self.directory / "logs")
 
-    def protected_loop(self) -> dict[str, Any]:
+    def _check_start(self, found: checkpoint.Checkpoint | None) -> None:
+        """Refuse a start from which the processes, or the data, do not agree with the run before."""
+        world, counts = self.learner.world, [self.source.train_images, self.source.val_images]
+        if found is not None and found.state["images"] != counts:
+            raise UserError(
+                f"run_dir={self.directory} was trained on {found.state['images']} training and validation images, and "
+                f"now there are {counts}: another order of samples. Restore the data, or use another run_dir."
+            )
+        sums = world.sum(torch.tensor([self.journey.iteration], device=world.device))
+        if int(sums) != world.size * self.journey.iteration:
+            raise UserError(
+                f"the processes do not see the same checkpoints in run_dir={self.directory}: it must be on a file "
+                "system that all machines share."
+            )
+
+    def _say(self, text: str) -> None:
+        """Print a line, and keep it in the log; rank 0 alone."""
+        if self.record:
+            self.record.log(text)
+            print(text, file=sys.stderr, flush=True)
+
+    def recorded_loop(self) -> dict[str, Any]:
         """Train; on a fault, leave a word of it in the record."""
-        config, placement = self.config, self.learner.placement
         try:
             return self.loop()
         except BaseException as error:
             self.fail(error)
-            if is_out_of_memory(error):
-                samples = placement.workers_per_pass * config.n
-                raise UserError(
-                    f"{placement.device} ran out of memory: a pass holds workers_per_pass={placement.workers_per_pass} "
-                    f"× n={config.n} = {samples} samples. Use a smaller workers_per_pass (the result stays the "
-                    "same), then a smaller n (it does not)."
-                ) from error
-            if is_lost_loader(error):
-                raise Fault(
-                    f"a loader process is gone: {error} If the machine ran out of memory, use a smaller loader.workers "
-                    "or loader.prefetch."
-                ) from error
             raise
         finally:
             if self.record:
@@ -291,7 +357,7 @@ class Run:
         )
         # Reading a figure makes a GPU wait, so there it happens with the log's lines alone.
         read_every = config.log_every if learner.placement.device == "cuda" else 1
-        meter, line, status = Meter(config.k, learner.first_worker, learner.world), Sums(), ""
+        meter, wishes, status = Meter(config.k, learner.first_worker, learner.world), Wishes(), ""
         progress = Progress(self.total, journey.iteration, self.record.log if self.record else None)
         with Signals() as signals, contextlib.closing(progress):
             while not status and journey.iteration < self.total:
@@ -306,13 +372,14 @@ class Run:
                 if not (logs or ends_epoch or saves or last or journey.iteration % read_every == 0):
                     continue
                 wishes = Wishes(signals.interrupt, signals.end, save=self._save_is_due())
-                wishes = meter.read(wishes, journey.epoch, line)
+                wishes = meter.read(wishes, journey.epoch, journey.line)
+                line = journey.line
                 position = journey.iteration / per_epoch
                 progress.update(journey.iteration, position, rate, line.mean_loss, line.error, config.minibatch)
                 if self.record and logs:
                     self.record.metric(_line(journey.iteration, position, rate, line))
                 if logs:
-                    line = Sums()
+                    journey.line = Sums()
                 if journey.epoch.nonfinite:
                     status = "diverged"
                     journey.nonfinite += journey.epoch.nonfinite
@@ -320,11 +387,10 @@ class Run:
                     status = "interrupted"
                 if ends_epoch and status != "diverged":
                     progress.say(self._end_epoch(rate))
-                if last and not status:
-                    status = "done" if self.total == config.epochs * per_epoch else "stopped"
-                if saves or wishes.save or status in ("interrupted", "stopped"):
+                if saves or wishes.save or status == "interrupted" or (last and self.total < self.scheduled):
                     self.save()
-            summary = self._end(status or "done", wishes.interrupt)
+            status = status or ("done" if journey.iteration >= self.scheduled else "stopped")
+            summary = self._end(status, wishes.interrupt)
             progress.say(_closing_words(summary, self.directory))
         return summary
 
@@ -380,7 +446,7 @@ class Run:
 
     def _forward(self, images: Tensor) -> None:
         with self.learner.autocast():
-            self.learner.model(images)
+            self.learner.model.forward(images)  # not compiled: every batch has another weight in the mean
 
     def _recompute_images(self) -> Iterator[Tensor]:
         """Yield worker batches of the coming epoch: the same in every process, so that statistics agree."""
@@ -393,8 +459,8 @@ class Run:
         """Write a checkpoint; every process must call it, rank 0 writes."""
         learner, journey = self.learner, self.journey
         learner.running.synchronise(learner.world)
-        journey.seconds = time.monotonic() - self.started
         self.saved = time.monotonic()
+        journey.seconds, journey.epoch_seconds = self.saved - self.started, self.saved - self.epoch_started
         if self.record is None:
             return
         tensors, scalars = checkpoint.pack(learner.model, learner.optimizer)
@@ -405,11 +471,12 @@ class Run:
             "record_bytes": self.record.size(),
             "experiment": self.config.experiment(learner.placement.precision),
             "seed": self.config.seed,
+            "images": [self.source.train_images, self.source.val_images],
         }
         try:
             checkpoint.write(self.directory / "checkpoints", tensors, state)
         except OSError as error:
-            self.record.log(f"no checkpoint at iteration {journey.iteration}: {error}")
+            self._say(f"no checkpoint could be written at iteration {journey.iteration}: {error}")
 
     def _end(self, status: str, interrupted: bool) -> dict[str, Any]:
         config, journey = self.config, self.journey
@@ -428,7 +495,7 @@ class Run:
             "reference_rate": config.reference_rate,
             "epochs": len(journey.errors),
             "iterations": journey.iteration,
-            "scheduled_iterations": config.epochs * self.stream.iterations_per_epoch,
+            "scheduled_iterations": self.scheduled,
             "train_images": self.source.train_images,
             "val_images": self.source.val_images,
             "nonfinite": journey.nonfinite,
@@ -464,17 +531,10 @@ def _line(iteration: int, epoch: float, rate: float, sums: Sums) -> dict[str, An
 
 def _closing_words(summary: dict[str, Any], directory: Path) -> str:
     error = summary["final_error"]
-    shown = "" if error is None else f", error {error:.2f} % (median of the last five epochs)"
+    last = min(summary["epochs"], FINAL_EPOCHS)
+    which = "the last epoch" if last == 1 else f"median of the last {last} epochs"
+    shown = "" if error is None else f", error {error:.2f} % ({which})"
     return f"{summary['status']}: {summary['iterations']} iterations{shown}; record in {directory}"
-
-
-def _set_numerics(config: Config, placement: Placement) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = placement.precision == "tf32"
-    deterministic = config.exact if config.deterministic is None else config.deterministic
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
 
 
 def _device_name(device: torch.device) -> str:

@@ -30,7 +30,8 @@ def hardware() -> Hardware:
     if gpus:
         bf16 = torch.cuda.get_device_capability(0) >= (8, 0)  # older ones emulate it
     else:
-        bf16 = not mps and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+        bf16 = not mps and onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     # The cores that this process may use: a cluster's job is often given fewer than the node has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Hardware(cores=cores, gpus=gpus, mps=mps, bf16=bool(bf16))
@@ -103,7 +104,7 @@ class World:
     def barrier(self) -> None:
         """Wait for all processes."""
         if self.size > 1:
-            self.sum(torch.zeros(1, device=self.device))
+            self.sum(torch.zeros(1, device=self.device)).item()  # on a GPU a sum alone does not wait
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
@@ -117,6 +118,7 @@ class World:
 
     def redirect(self, directory: Path) -> None:
         """Send this process's output to a file of its own, ``rank<r>.log``."""
+        directory.mkdir(parents=True, exist_ok=True)
         with (directory / f"rank{self.rank}.log").open("ab", buffering=0) as log:
             sys.stdout.flush()
             sys.stderr.flush()

@@ -38,9 +38,12 @@ kn = 8192, with the paper's recipe over 45 epochs (225 iterations, the first 13 
 ![Final error of every run by pitfall](pitfalls.svg)
 
 One image is 0.28 points, and three seeds are few: differences below about the sum of the two spreads say nothing
-either way. At 225 iterations weight decay of 1e-4 hardly acts, so the mistakes about it (`scale_loss`, `decay_bn`)
-can show little here; ImageNet's 14,040 iterations give them more time. `absorb_rate_corrected` is the recipe itself
-in another form: its runs differ from those of `none` by rounding, which training amplifies.
+either way. At this rate training stands near the edge of stability, and a large spread is mostly one seed that fell
+off it (the figure shows each run): `gamma_one`, `decay_bn` and `independent_shuffle` lost one so, which is a reason to
+distrust their means, not a measure of the mistake. What is plain: gradients normalised by n destroy the run. Over 225
+iterations weight decay of 1e-4 hardly acts, so mistakes about it can show little here; ImageNet's 14,040 give them more
+time. `padded_eval` has the weights of `none` and moves the reported figure alone. `absorb_rate_corrected` is the
+recipe itself in another form: its runs differ from those of `none` by rounding, which training amplifies.
 
     {command}
     python scripts/pitfalls.py results/pitfalls --gather runs/pitfalls

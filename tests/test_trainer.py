@@ -327,3 +327,83 @@ def test_memory_grows_with_workers_per_pass_and_not_with_k(compose):
     assert saved_bytes_at_most(few) == saved_bytes_at_most(many) > 0
     wider = compose(*DATA, "k=8", "n=2", "workers_per_pass=4", "device=cpu")
     assert saved_bytes_at_most(wider) > saved_bytes_at_most(few)
+
+
+def test_nothing_is_left_to_do_when_iterations_is_lowered(compose, tmp_path):
+    one = [*RUN, "processes=1", "precision=fp32"]
+    for words, status in ((["iterations=7"], "stopped"), (["iterations=5", "resume=true"], "stopped")):
+        config = compose(*one, *words)
+        assert fit(config, place(config, CPU), tmp_path / "run")["status"] == status
+
+
+def test_torn_checkpoints_do_not_crowd_out_the_new_ones(compose, tmp_path, capsys):
+    one = [*RUN, "processes=1", "precision=fp32", "checkpoint.every=2"]
+    short = compose(*one, "iterations=6")
+    fit(short, place(short, CPU), tmp_path / "run")
+    kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
+    assert len(kept) == 2
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:-1])
+    resumed = compose(*one, "iterations=4", "resume=true")
+    fit(resumed, place(resumed, CPU), tmp_path / "run")
+    assert "does not verify" in capsys.readouterr().err
+    names = [path.name.split("-")[0] for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
+    assert names == ["000000002", "000000004"]
+
+
+def test_lines_of_a_resumed_run_cover_the_iterations_before_it(compose, tmp_path):
+    one = [*RUN[:-1], "log_every=5", "processes=1", "precision=fp32"]
+    for name, calls in (("whole", [[]]), ("resumed", [["iterations=7"], ["resume=true"]])):
+        for words in calls:
+            config = compose(*one, *words)
+            fit(config, place(config, CPU), tmp_path / name)
+    whole, resumed = (read_metrics(tmp_path / name, "iteration") for name in ("whole", "resumed"))
+    assert resumed == whole
+
+
+def test_a_run_whose_data_have_changed_is_not_resumed(compose, tmp_path):
+    one = [*RUN, "processes=1", "precision=fp32"]
+    config = compose(*one, "iterations=7")
+    fit(config, place(config, CPU), tmp_path / "run")
+    more = compose(*one, "resume=true", "dataset.val_images=41")
+    with pytest.raises(UserError, match=r"was trained on \[163, 40\]"):
+        fit(more, place(more, CPU), tmp_path / "run")
+
+
+def test_recomputed_statistics_are_not_compiled_batch_by_batch(compose, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", calls.append)
+    )
+    calls = []
+    config = compose(*RUN, "processes=1", "compile=true", "bn.recompute=true")
+    world = World(0, 1, torch.device("cpu"))
+    run = train.Run(
+        make_learner(config, place(config, CPU), world, 10),
+        train.open_data(config, place(config, CPU), world),
+        tmp_path,
+    )
+    run._forward(torch.zeros(8, 1, 8, 8))
+    assert calls == []
+
+
+def test_a_network_without_batchnorm_takes_either_policy(compose):
+    config = compose(
+        *RUN,
+        "processes=1",
+        "bn.running=mean",
+        "model=timm",
+        "model.name=convnext_atto",
+        "dataset.height=32",
+        "dataset.width=32",
+    )
+    placement = place(config, CPU)
+    learner = make_learner(config, placement, ALONE, 10)
+    source = train.open_data(config, placement, ALONE)
+    batches = source.train(train.sample_stream(config, 163).passes(0, 1, 0, 4, 1))
+    assert train_step(learner, batches, 0, 0.1)[:, 2].eq(0).all()
+
+
+def test_fewer_processes_than_were_placed_do_not_train(compose, tmp_path):
+    config = compose(*RUN, "processes=2")
+    with pytest.raises(AssertionError, match="2 processes were placed, 1 have joined"):
+        fit(config, place(config, CPU), tmp_path / "run")

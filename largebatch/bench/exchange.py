@@ -14,8 +14,8 @@ from largebatch.exchange import Averaging, Exchange, Tree
 from largebatch.launch import launch
 from largebatch.models import build_model
 from largebatch.placement import Placement, place
-from largebatch.train import DTYPES
-from largebatch.world import World, hardware, join, leave, started_outside
+from largebatch.train import DTYPES, start
+from largebatch.world import World, hardware, leave, started_outside
 
 PROCESSES = 2
 KINDS = ("ddp", "tree")
@@ -96,7 +96,7 @@ def time_exchange(config: Config, placement: Placement, repeats: int) -> tuple[T
 
 
 def _time_exchange(config: Config, placement: Placement, repeats: int) -> tuple[Timings, int]:
-    world = join(placement)
+    world = start(config, placement)
     data, dtype = config.dataset, DTYPES[placement.precision]
 
     def network() -> Either:

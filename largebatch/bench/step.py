@@ -19,12 +19,11 @@ from torch.optim import SGD, Optimizer
 from largebatch.bench.compare import Side, Timings, take_turns
 from largebatch.config import Config, DatasetConfig
 from largebatch.data import sets
-from largebatch.data.source import Batch, Source, Target, open_source
+from largebatch.data.source import Batch, Source
 from largebatch.data.stream import SampleStream
 from largebatch.models import build_model
 from largebatch.placement import Placement
-from largebatch.train import DTYPES, Learner, make_learner, sample_stream, train_step
-from largebatch.world import join
+from largebatch.train import DTYPES, Learner, make_learner, open_data, sample_stream, start, train_step
 
 # The rate of every step here: weights stay, so that all steps do the same arithmetic, and it is the optimizer's
 # whole work all the same.
@@ -78,9 +77,8 @@ def make_ours(config: Config, placement: Placement) -> Ours:
     Raises:
         UserError: the data are missing, or smaller than the minibatch.
     """
-    world = join(placement)
-    target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
-    source = open_source(config.dataset, config.loader, config.seed, target, placement.threads)
+    world = start(config, placement)
+    source = open_data(config, placement, world)
     config.check_size(source.train_images)
     stream = sample_stream(config, source.train_images)
     return Ours(make_learner(config, placement, world, source.classes), source, stream)

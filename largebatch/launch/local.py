@@ -42,8 +42,9 @@ class Stopped(Exception):
 def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: int, threads: int) -> R:
     """Call ``function(*arguments)`` in every process of a group, and return what rank 0 returns.
 
-    One process, or one that a launcher outside has started (RANK is set), is this process itself. A first SIGINT or
-    SIGTERM is passed on to the processes, which decide what to return; a second one ends them and this one at once.
+    One process, or one that a launcher outside has started (RANK and WORLD_SIZE are set), is this process itself. A
+    first SIGINT or SIGTERM is passed on to the processes, which decide what to return; a second one ends them and
+    this one at once.
 
     Args:
         function: Importable by name; joins the group that RANK and WORLD_SIZE describe.
@@ -56,7 +57,7 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
         RankError: a process failed; the first of them is named.
         Stopped: a signal came before the processes could heed it.
     """
-    if processes == 1 or "RANK" in os.environ:
+    if processes == 1 or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return _in_place(function, arguments)
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
