@@ -94,10 +94,10 @@ def draw(groups: dict[str, list[dict[str, Any]]]) -> Figure:
             axes.plot(statistics.mean(values), row, "|", color=colour, markersize=22, markeredgewidth=2)
         if len(values) < len(summaries):
             words = f"{len(summaries) - len(values)} of {len(summaries)} diverged"
-            axes.text(GUESSING, row, words, ha="right", va="center", color="#D55E00")
+            axes.text(GUESSING * 0.85, row, words, ha="right", va="center", color="#D55E00")
     axes.axvline(statistics.mean(errors(groups["none"])), color="#000000", lw=0.8, ls=":")
-    axes.set(xscale="log", xlim=(1, 100), xlabel="top-1 validation error (%), final")
-    axes.set_xticks([1, 2, 5, 10, 20, 50, 90], ["1", "2", "5", "10", "20", "50", "90"])
+    axes.set(xscale="log", xlim=(0.5, 100), xlabel="top-1 validation error (%), final")
+    axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50, 90], ["0.5", "1", "2", "5", "10", "20", "50", "90"])
     axes.minorticks_off()
     axes.set_yticks(range(len(groups)), list(groups))
     axes.invert_yaxis()
