@@ -24,6 +24,7 @@ from largebatch.schedule import SCALINGS, RateSchedule, reference_rate
 T = TypeVar("T")
 
 PRECISIONS = ("fp32", "bf16", "fp64")
+DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "synthetic", "imagenet", "imagefolder")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -141,6 +142,7 @@ class DatasetConfig:
     on_error: str
 
     def __post_init__(self) -> None:
+        one_of("dataset.name", self.name, DATASETS)
         one_of("dataset.crop", self.crop, ("none", "pad", "resized"))
         one_of("dataset.on_error", self.on_error, ("stop", "skip"))
         one_of("dataset.decoder", self.decoder, ("none", "pillow"))

@@ -350,4 +350,3 @@ _LOADERS: dict[str, Callable[[DatasetConfig], tuple[ImageSet, ImageSet]]] = {
     "cifar100": _cifar,
     "synthetic": _synthetic,
 }
-NAMES = (*_LOADERS, "imagenet", "imagefolder")

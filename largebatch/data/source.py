@@ -79,8 +79,6 @@ def open_source(config: DatasetConfig, loader: LoaderConfig, seed: int, target: 
     Raises:
         UserError: see :func:`sets.load` and :func:`sets.list_folders`.
     """
-    if config.name not in sets.NAMES:
-        raise UserError(f"dataset.name={config.name} is not known: it takes {', '.join(sets.NAMES)}.")
     if sets.in_memory(config):
         return MemorySource(config, seed, target)
     workers = min(cores, 16) if loader.workers is None else loader.workers
@@ -158,8 +156,6 @@ class FolderSource:
     def __init__(self, config: DatasetConfig, seed: int, target: Target, workers: int, prefetch: int) -> None:
         if config.channels != 3:
             raise UserError(f"dataset.channels={config.channels}: image folders are read as RGB, 3 channels.")
-        if config.crop == "pad":
-            raise UserError("dataset.crop=pad is for small sets held in memory: image folders take resized or none.")
         largest = max(config.height, config.width)
         if config.resize is not None and config.resize < largest:
             raise UserError(

@@ -199,7 +199,7 @@ def test_a_pipe_that_breaks_is_a_lost_loader(raised):
 def test_settings_that_folders_cannot_have_are_refused(folder):
     for change, words in (
         ({"channels": 1, "mean": (0.5,), "std": (0.5,)}, "read as RGB, 3 channels"),
-        ({"crop": "pad"}, "crop=pad is for small sets"),
+        ({"crop": "pad"}, "dataset.crop=pad is not for dataset=imagefolder: image folders take resized or none"),
         ({"resize": 31}, "resize=31 is smaller than the crop of 32×32, which would get black borders"),
         ({"name": "imagefolders"}, "dataset.name=imagefolders is not known: it takes digits"),
     ):
