@@ -123,7 +123,9 @@ def _settle_buckets(learner: Learner) -> None:
     stopped.
     """
     place, data = learner.placement, learner.config.dataset
-    shape = (place.workers_per_pass * learner.config.n, data.channels, data.height, data.width)
+    # Two samples a worker are enough, but another shape would be compiled for itself.
+    samples = learner.config.n if learner.config.compile else min(learner.config.n, 2)
+    shape = (place.workers_per_pass * samples, data.channels, data.height, data.width)
     images = torch.zeros(shape, dtype=DTYPES[place.precision], device=learner.world.device)
     learner.running.ignore_pass()
     with learner.autocast():
