@@ -71,9 +71,10 @@ def group(paths: list[Path]) -> Group:
     experiment = (read_provenance(paths[0]) or {})["experiment"]
     summary, final = summaries[0], [summary["final_error"] for summary in summaries]
     warms = summary["reference_rate"] > experiment["lr"]["base"]
+    mistake = "" if experiment["pitfall"] == "none" else f", pitfall {experiment['pitfall']}"
     warmup = {"none": "no warmup"}.get(experiment["warmup"]["name"], f"{experiment['warmup']['name']} warmup")
     label = (
-        f"kn = {summary['minibatch']}, η = {summary['reference_rate']:g}, {warmup if warms else 'baseline'}: "
+        f"kn = {summary['minibatch']}, η = {summary['reference_rate']:g}, {warmup if warms else 'baseline'}{mistake}: "
         f"{statistics.mean(final):.2f} ± {statistics.stdev(final):.2f} %"
     )
     lines = [read_metrics(path, "epoch") for path in paths]
