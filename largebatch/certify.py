@@ -318,6 +318,8 @@ def _define(plan: Plan, placement: Placement, truth: Path) -> list[str]:
         notes.append("dropout and stochastic depth are switched off: their randomness is not the samples'")
     if not any(name.endswith("running_var") for name, _ in definition.model.named_buffers()):
         notes.append("the model has no BatchNorm: every sample is normalised by itself")
+    if source.val_images > VALIDATED:
+        notes.append(f"validation is not compared: {source.val_images:,} images are more than {VALIDATED:,}")
     state = definition.start()
     _write(truth / "start", state, {})
     facts = []

@@ -107,7 +107,7 @@ def test_a_signal_ends_a_run_after_an_iteration_and_it_can_go_on(start, processe
     assert (status, run.summary["status"], run.summary["signal"]) == (130, "interrupted", "SIGINT")
     assert "interrupted: " in printed
     assert "Traceback" not in printed
-    assert not any(map(alive, everyone))
+    wait_for(lambda: not any(map(alive, everyone)))
     assert run.lines >= run.summary["iterations"] > 0
     assert (run.directory / "logs" / "rank1.log").exists() == (processes == 2)
 
@@ -172,7 +172,7 @@ def test_a_rank_that_is_killed_is_named(start):
     assert "Traceback" not in printed
     assert run.summary["status"] == "failed"
     assert re.match(r"rank [01] of 2 was killed by SIGKILL", run.summary["reason"])
-    assert not any(map(alive, everyone))
+    wait_for(lambda: not any(map(alive, everyone)))
 
 
 @linux
