@@ -21,7 +21,7 @@ train: .venv/synced ## train k=8 workers of n=32 on the digits; called again, go
 test: .venv/synced ## run the tests
 	$(BIN)/pytest
 
-acceptance: .venv/synced ## run the long checks of what is promised, about ten minutes
+acceptance: .venv/synced ## run the long checks of what is promised, about twenty minutes
 	$(BIN)/pytest -m acceptance --durations=0
 
 lint: .venv/synced ## check style
