@@ -24,7 +24,7 @@ from largebatch.definition import Definition, State
 from largebatch.evaluate import evaluate, shard
 from largebatch.launch import launch
 from largebatch.models import build_model, is_stochastic
-from largebatch.placement import Placement
+from largebatch.placement import Hardware, Placement, processes_for
 from largebatch.record import write_json
 from largebatch.stats import relative_difference
 from largebatch.train import (
@@ -175,6 +175,34 @@ def make_plan(config: Config, placement: Placement, asked: CertifyConfig) -> Pla
     free = bits or placement.precision == "fp64"
     tolerance = default if asked.tolerance is None else asked.tolerance
     return Plan(changed, iterations, tolerance, free, tuple(changes))
+
+
+def prepare(
+    config: Config, placement: Placement, asked: CertifyConfig, machine: Hardware
+) -> tuple[Plan, list[Placement]]:
+    """Decide what is certified and where, within the time that is allowed.
+
+    Args:
+        config: The experiment.
+        placement: Where it would run.
+        asked: Steps, processes, tolerance and minutes.
+        machine: What processes can be started on.
+
+    Raises:
+        UserError: see :func:`make_plan` and :func:`processes_for`.
+    """
+    plan = make_plan(config, placement, asked)
+    processes = processes_for(asked, config.k, machine, placement.device)
+    places = placements(placement, plan.config, processes, machine.cores)
+    smaller, change = fit_to_time(plan.config, placement, asked, len(places))
+    if not change:
+        return plan, places
+    plan = make_plan(replace(config, k=smaller.k, processes=None, workers_per_pass=None), placement, asked)
+    fitting = [number for number in processes if smaller.k % number == 0]
+    return (
+        replace(plan, changes=(change, *plan.changes)),
+        placements(placement, plan.config, fitting, machine.cores),
+    )
 
 
 def fit_to_time(config: Config, placement: Placement, asked: CertifyConfig, topologies: int) -> tuple[Config, str]:

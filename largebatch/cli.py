@@ -15,7 +15,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from largebatch.bench.config import WHAT, BenchConfig
 from largebatch.config import CertifyConfig, Config, Fault, UserError, build, nearest, one_of
 from largebatch.interrupt import ENDED, INTERRUPTED
-from largebatch.placement import Placement, place, processes_for
+from largebatch.placement import Placement, place
 from largebatch.record import (
     default_directory,
     describe,
@@ -32,6 +32,7 @@ from largebatch.record import (
     holds_run,
     read_provenance,
     read_summary,
+    safe_name,
     write_summary,
 )
 
@@ -180,20 +181,9 @@ def certify(call: Call) -> Outcome:
 
     machine = hardware()
     placement = place(config, machine)
-    plan = certify.make_plan(config, placement, asked)
-    config = plan.config
-    processes = processes_for(asked, config.k, machine, placement.device)
-    places = certify.placements(placement, config, processes, machine.cores)
-    smaller, change = certify.fit_to_time(config, placement, asked, len(places))
-    if smaller.k != config.k:
-        processes = [number for number in processes if smaller.k % number == 0]
-        places = certify.placements(placement, smaller, processes, machine.cores)
-    if change:
-        plan = certify.make_plan(replace(smaller, lr=config.lr), placement, asked)
-        plan = replace(plan, changes=(change, *plan.changes))
-    directory = Path(config.run_dir or default_directory(plan.config, placement.precision, Path("runs/certify")))
-    if not config.run_dir:
-        directory = directory.with_name(f"{config.dataset.name}-{config.model.name}-{directory.name}")
+    plan, places = certify.prepare(config, placement, asked, machine)
+    parent = Path("runs") / f"certify-{safe_name(config.dataset.name)}-{safe_name(config.model.name)}"
+    directory = Path(config.run_dir or default_directory(plan.config, placement.precision, parent))
     certificate = certify.certify(plan, places, directory, shown=sys.stderr.isatty())
     facts = certificate.to_mapping()
     print(json.dumps(finite(facts), indent=2) if shape == "json" else certify.as_text(certificate))
