@@ -21,6 +21,7 @@ LAYERS = (
     "meter",
     "train",
     "explain certify probe predict bench compress sweep",
+    "commands",
     "cli",
     "__main__",
 )
@@ -65,11 +66,15 @@ def test_imports_point_down(path):
         if parts[0] in ("hydra", "omegaconf"):
             assert here in ("cli", "largebatch_launchers"), f"{here} imports {name}"
         if parts[0] in ("torch", "torchvision", "timm"):
-            assert here not in (*LIGHT, "cli", "largebatch_launchers"), f"{here} imports {name}"
+            assert here not in (*LIGHT, "commands", "cli", "largebatch_launchers"), f"{here} imports {name}"
 
 
 def test_the_lowest_layer_and_the_command_line_start_without_torch():
-    light = [f"largebatch.{room(path)}" for path in files() if room(path) in (*LIGHT, "cli", "largebatch_launchers")]
+    light = [
+        f"largebatch.{room(path)}"
+        for path in files()
+        if room(path) in (*LIGHT, "commands", "cli", "largebatch_launchers")
+    ]
     light = [name.replace("largebatch.largebatch_launchers", "hydra_plugins.largebatch_launchers") for name in light]
     program = f"import sys, {', '.join(sorted(set(light)))}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0

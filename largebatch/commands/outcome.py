@@ -1,0 +1,57 @@
+"""What the sub-commands are given and what they come to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+FAULT, MISTAKE, DIVERGED = 1, 2, 3
+STATUS = {"done": 0, "stopped": 0, "diverged": DIVERGED, "failed": FAULT}
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a command: composed values, and the sweep's directory where it is an arm of one."""
+
+    values: Values
+    sweep: Path | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call came to: exit status, and where there is one the run's directory and summary."""
+
+    status: int
+    directory: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A sub-command whose values Hydra composes: its line in the list, and what it does for one call."""
+
+    summary: str
+    run: Callable[[Call], Outcome]
+
+
+@dataclass(frozen=True)
+class PlainCommand:
+    """A sub-command that takes its words as they are: its line in the list, and what it does with them.
+
+    ``run`` prints its own help for ``--help``, and returns the exit status.
+    """
+
+    summary: str
+    run: Callable[[list[str]], int]
+
+
+def say(text: str) -> None:
+    """Print a line for people, once for a group of processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,90 @@
+"""``largebatch train``: one run, from its configuration to its record."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from largebatch.commands.outcome import STATUS, Call, Outcome, say
+from largebatch.config import Config, UserError
+from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.placement import Placement, place
+from largebatch.record import (
+    default_directory,
+    differences,
+    holds_run,
+    read_provenance,
+    read_summary,
+    write_summary,
+)
+
+
+def train(call: Call) -> Outcome:
+    """Train one run."""
+    return train_run(Config.from_mapping(call.values), call.sweep)
+
+
+def train_run(config: Config, sweep: Path | None = None) -> Outcome:
+    """Train what ``config`` says, unless it is done already; ``sweep`` is the directory of the sweep it is part of."""
+    from largebatch.launch import Stopped, launch
+    from largebatch.world import hardware, started_outside
+
+    placement = place(config, hardware(), *started_outside())
+    directory = Path(config.run_dir or default_directory(config, placement.precision, sweep))
+    over = _run_is_over(config, placement, directory)
+    if over:
+        error = over["final_error"]
+        shown = "" if error is None else f" (error {error:.2f} %)"
+        say(f"{over['status']} already: {directory}{shown}. Nothing was changed.")
+        return Outcome(STATUS[over["status"]], str(directory), over)
+    from largebatch.train import fit
+
+    try:
+        summary = launch(fit, (config, placement, directory), placement.processes, placement.threads)
+    except Stopped as stop:
+        summary = read_summary(directory) or {}
+        if summary.get("status") in (None, "running", "failed"):  # its processes were not in the loop yet, or slow
+            summary = {**summary, "status": "interrupted", "signal": stop.signal}
+            if directory.is_dir():
+                write_summary(directory, summary)
+    except BaseException as error:
+        _note_failure(directory, error)
+        raise
+    if summary["status"] == "interrupted":
+        return Outcome(INTERRUPTED if summary["signal"] == "SIGINT" else ENDED, str(directory), summary)
+    return Outcome(STATUS[summary["status"]], str(directory), summary)
+
+
+def _run_is_over(config: Config, placement: Placement, directory: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that has nothing left to do, or None where there is something to train.
+
+    Raises:
+        UserError: the directory holds a run that was not asked for.
+    """
+    if not holds_run(directory):
+        return None
+    summary = read_summary(directory) or {"status": "running"}
+    if not config.resume:
+        raise UserError(
+            f"run_dir={directory} holds a run already (status {summary['status']}): use resume=true to go on with "
+            "it, or another run_dir."
+        )
+    before = read_provenance(directory) or {}
+    now = {**config.experiment(placement.precision), "seed": config.seed}
+    changed = differences({**before.get("experiment", {}), "seed": before.get("seed")}, now)
+    if changed:
+        raise UserError(
+            f"run_dir={directory} holds another experiment, so it cannot be resumed as this one: "
+            f"{'; '.join(changed)}. Use another run_dir."
+        )
+    wanted = min(config.iterations or math.inf, summary.get("scheduled_iterations", math.inf))
+    over = summary["status"] == "diverged" or summary.get("iterations", -1) >= wanted
+    return summary if over and summary["status"] in STATUS and summary["status"] != "failed" else None
+
+
+def _note_failure(directory: Path, error: BaseException) -> None:
+    """Correct the summary of a run whose rank 0 was killed, or knows only that it lost another rank."""
+    summary = read_summary(directory) or {}
+    if summary.get("status") in ("running", "failed"):
+        write_summary(directory, {**summary, "status": "failed", "reason": str(error).partition("\n")[0]})
