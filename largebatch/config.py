@@ -236,12 +236,27 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class LauncherConfig:
-    """Who starts the processes: local (this machine), or whatever set RANK and WORLD_SIZE."""
+    """Who starts the processes: local (this machine), or whatever set RANK and WORLD_SIZE.
+
+    ``jobs`` arms of a sweep run at once; a run whose process died goes on from its last checkpoint up to
+    ``max_restarts`` times.
+    """
 
     name: str
+    jobs: int
+    max_restarts: int
 
     def __post_init__(self) -> None:
         one_of("launcher", self.name, ("local",))
+        at_least("launcher.jobs", self.jobs, 1)
+        at_least("launcher.max_restarts", self.max_restarts, 0)
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How a sweep treats what its directory holds already: ``force`` runs again what is done."""
+
+    force: bool
 
 
 PITFALLS = {
@@ -306,6 +321,7 @@ class Config:
     loader: LoaderConfig
     checkpoint: CheckpointConfig
     launcher: LauncherConfig
+    sweep: SweepConfig
     pitfall: PitfallConfig
 
     def __post_init__(self) -> None:
