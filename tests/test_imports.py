@@ -10,23 +10,34 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up. Modules on one line don't import one another.
 LAYERS = (
-    "schedule stats interrupt",
+    "schedule stats interrupt events",
     "config",
-    "placement",
+    "placement lock",
     "record",
-    "report",
+    "report sweep",
     "world data batchnorm optim checkpoint progress memory launch",
     "models",
     "evaluate exchange definition",
-    "meter",
+    "meter learner watchdog",
     "train",
-    "explain certify probe predict bench compress sweep",
+    "explain certify probe predict bench compress",
     "commands",
     "cli",
     "__main__",
 )
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names.split()}
-LIGHT = ("config", "placement", "schedule", "record", "stats", "interrupt", "report")  # redraw figures on any laptop
+LIGHT = (
+    "config",
+    "events",
+    "lock",
+    "placement",
+    "schedule",
+    "record",
+    "stats",
+    "interrupt",
+    "report",
+    "sweep",
+)  # redraw figures on any laptop
 
 
 def imports(path: Path) -> set[str]:

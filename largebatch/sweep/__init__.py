@@ -1,0 +1,1 @@
+"""Sweeps: many runs planned in one manifest, and what became of each. No torch, no Hydra."""
