@@ -235,8 +235,8 @@ def filter_of(text: str, groups: Sequence[Group]) -> dict[str, Any]:
         key = f"{key}.name" if f"{key}.name" in known else key
         if key not in known:
             raise UserError(
-                f"baseline={text}: '{key}' is not a setting of these runs.{nearest(key, known)} It takes k, n, kn, "
-                f"rate, or one of {', '.join(sorted(known - {'k', 'n', 'kn', 'rate'}))}."
+                f"baseline={text}: '{key}' is not a setting of these runs.{nearest(key, known)} It takes the keys that "
+                "`largebatch train --help` lists, and kn and rate."
             )
         wanted[key] = _value(value)
     return wanted
