@@ -23,7 +23,7 @@ from largebatch.commands.certify import certify
 from largebatch.commands.explain import explain
 from largebatch.commands.outcome import DIVERGED, FAULT, MISTAKE, Call, Command, Outcome, PlainCommand, Values, say
 from largebatch.commands.train import train
-from largebatch.config import CertifyConfig, Config, Fault, UserError, nearest
+from largebatch.config import LAUNCHERS, CertifyConfig, Config, Fault, UserError, nearest
 from largebatch.interrupt import ENDED, INTERRUPTED
 from largebatch.record import describe
 
@@ -193,6 +193,10 @@ def _in_a_sentence(error: Exception) -> str:
     """Put what Hydra found wrong into one sentence, with the nearest key."""
     text = str(error)
     if found := re.search(r"Could not override '([^']+)'", text):
+        group, _, key = found[1].rpartition(".")
+        others = [name for name, kind in LAUNCHERS.items() if key in kind.__dataclass_fields__]
+        if group == "launcher" and others:
+            return f"{found[1]} is a key of launcher={' and '.join(others)} alone."
         return f"'{found[1]}' is not a key.{nearest(found[1], _keys())} `--help` lists them all."
     if found := re.search(r"Could not find '(.+)/([^'/]+)'\s+Available options in '.+':((?:\n\t\S+)+)", text):
         group, given, options = found[1], found[2], found[3].split()
@@ -216,7 +220,10 @@ def _keys() -> list[str]:
             keys += walk(kind, f"{prefix}{name}.") if is_dataclass(kind) and isinstance(kind, type) else []
         return keys
 
-    return [*walk(Config, ""), *walk(BenchConfig, "bench."), *walk(CertifyConfig, "certify."), "experiment", "format"]
+    groups = {"bench.": BenchConfig, "certify.": CertifyConfig}
+    keys = [key for prefix, cls in groups.items() for key in walk(cls, prefix)]
+    keys += [key for cls in LAUNCHERS.values() for key in walk(cls, "launcher.")]
+    return [*walk(Config, ""), *keys, "experiment", "format"]
 
 
 def _asks_for_completion(arguments: list[str]) -> bool:
