@@ -24,9 +24,9 @@ def lines() -> list[dict]:
     return [json.loads(line) for line in (SWEEP / "manifest.jsonl").read_text().splitlines()]
 
 
-def edit(number: int, **values: object) -> None:
+def edit(place: int, **values: object) -> None:
     edited = lines()
-    edited[number] |= values
+    edited[place] |= values
     (SWEEP / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in edited))
 
 
