@@ -23,21 +23,12 @@ from largebatch.data.source import Batch, Source
 from largebatch.definition import Definition, State
 from largebatch.evaluate import evaluate, shard
 from largebatch.launch import launch
+from largebatch.learner import DTYPES, Learner, autocast, make_learner, open_data, start
 from largebatch.models import build_model, is_stochastic
 from largebatch.placement import Hardware, Placement, processes_for
 from largebatch.record import write_json
 from largebatch.stats import relative_difference
-from largebatch.train import (
-    DTYPES,
-    Learner,
-    autocast,
-    make_learner,
-    open_data,
-    sample_stream,
-    start,
-    train_step,
-    validation_cuts,
-)
+from largebatch.train import sample_stream, train_step, validation_cuts
 from largebatch.world import World, leave
 
 # float64 runs free: rounding stays below this over the iterations. float32 and bf16 drift apart by themselves, so

@@ -2,6 +2,9 @@
 
 The file's name carries the SHA-256 of its content, so that a torn file is known before a byte of it is used.
 Nothing is unpickled: tensors are in safetensors, the rest is JSON in its header.
+
+A :class:`Snapshot` is taken on the training path, which costs a copy on the device; a :class:`Writer` puts it on the
+disk from a thread of its own, while training goes on.
 """
 
 from __future__ import annotations
@@ -9,17 +12,23 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-SCHEMA = 1
-KEEP = 2
+from largebatch.config import UserError
+
+SCHEMA = 2
+BEST = "best-"  # before the name of the checkpoint with the lowest validation error
 
 
 @dataclass(frozen=True)
@@ -31,24 +40,87 @@ class Checkpoint:
     path: Path
 
 
-def write(directory: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> Path:
-    """Write a checkpoint atomically and remove all but the newest ones.
+class Snapshot:
+    """A run at one moment, copied so that training may go on.
 
     Args:
-        directory: Made if missing.
-        tensors: By name, on any device.
-        state: JSON values; must hold ``iteration``.
+        tensors: By name, on any device; copied there.
+        state: JSON values; must hold ``iteration``. Turned into text at once.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        self.iteration = int(state["iteration"])
+        self.text = json.dumps({"schema": SCHEMA, **state})
+        self._tensors = {name: value.detach().clone() for name, value in tensors.items()}
+        self._copied = None
+        if any(value.is_cuda for value in tensors.values()):
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def on_host(self) -> dict[str, Tensor]:
+        """Return the tensors in CPU memory, without keeping the stream that trains waiting."""
+        if self._copied is None:
+            return {name: value.cpu().contiguous() for name, value in self._tensors.items()}
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream):
+            stream.wait_event(self._copied)
+            host = {
+                name: torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
+                for name, value in self._tensors.items()
+            }
+        stream.synchronize()
+        return host
+
+
+class Writer:
+    """Writes snapshots in the background, one after another.
+
+    Args:
+        directory: Of the checkpoints; made if missing.
+        keep: How many of the newest stay there; the best one stays beside them.
+        before: Called in the background before a snapshot is written: what it refers to must be on the disk first.
+        complain: Called in the background with a sentence when one could not be written; training goes on.
+    """
+
+    def __init__(self, directory: Path, keep: int, before: Callable[[], None], complain: Callable[[str], None]) -> None:
+        self._directory, self._keep, self._before, self._complain = directory, keep, before, complain
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._going: Future[None] | None = None
+
+    def submit(self, snapshot: Snapshot | None, best: Snapshot | None = None) -> None:
+        """Write a checkpoint, and ``best`` as the best one; waits while an earlier call is still at it."""
+        self.finish()
+        self._going = self._pool.submit(self._write, snapshot, best)
+
+    def finish(self) -> None:
+        """Wait until what was submitted is on the disk, or has been complained of."""
+        if self._going is not None:
+            self._going.result()
+            self._going = None
+
+    def _write(self, snapshot: Snapshot | None, best: Snapshot | None) -> None:
+        for one, keep, prefix in ((snapshot, self._keep, ""), (best, 1, BEST)):
+            if one is None:
+                continue
+            try:
+                self._before()
+                write(self._directory, one, keep, prefix)
+            except OSError as error:
+                self._complain(f"no checkpoint of iteration {one.iteration} could be written: {error}")
+
+
+def write(directory: Path, snapshot: Snapshot, keep: int, prefix: str = "") -> Path:
+    """Write a checkpoint atomically, and remove all but the newest ``keep`` of those whose name starts like it.
 
     Raises:
         OSError: the disk is full or not writable; older checkpoints are untouched.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"schema": SCHEMA, **state})
-    data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"state": text})
+    data = save(snapshot.on_host(), {"state": snapshot.text})
     digest = hashlib.sha256(data).hexdigest()[:16]
-    path = directory / f"{state['iteration']:09d}-{digest}.safetensors"
+    path = directory / f"{prefix}{snapshot.iteration:09d}-{digest}.safetensors"
     write_atomically(path, data)
-    for old in candidates(directory)[KEEP:]:
+    for old in _named(directory, prefix)[keep:]:
         old.unlink(missing_ok=True)
     return path
 
@@ -71,32 +143,62 @@ def write_atomically(path: Path, data: bytes) -> None:
         os.close(folder)
 
 
+def sweep_up(directory: Path) -> None:
+    """Remove what a writer that was killed had not finished; for the owner of the directory alone."""
+    for unfinished in directory.glob(".*.tmp"):
+        unfinished.unlink()
+
+
+def _named(directory: Path, prefix: str) -> list[Path]:
+    ours = re.compile(rf"{prefix}\d{{9,}}-[0-9a-f]{{16}}\.safetensors")
+    found = [path for path in directory.glob("*.safetensors") if ours.fullmatch(path.name)]
+    return sorted(found, key=iteration_of, reverse=True)
+
+
+def iteration_of(path: Path) -> int:
+    """Return the iteration that a checkpoint's name states."""
+    return int(path.name.removeprefix(BEST).partition("-")[0])
+
+
 def candidates(directory: Path) -> list[Path]:
-    """Return the checkpoints of a directory, the newest iteration first, verified or not."""
-    return sorted(directory.glob("[0-9]*-*.safetensors"), reverse=True)
+    """Return the checkpoints of a directory, the newest iteration first, verified or not, the best among them."""
+    return sorted(_named(directory, "") + _named(directory, BEST), key=iteration_of, reverse=True)
 
 
 def newest(directory: Path) -> Checkpoint | None:
     """Return the newest checkpoint that verifies, or None; torn ones are passed over."""
+    return next(verified(directory), None)
+
+
+def verified(directory: Path) -> Iterator[Checkpoint]:
+    """Yield the checkpoints that verify, the newest first."""
     for path in candidates(directory):
         found = read(path)
         if found is not None:
-            return found
-    return None
+            yield found
 
 
 def read(path: Path) -> Checkpoint | None:
-    """Read one checkpoint, or return None if its content is not what its name says."""
+    """Read one checkpoint, or return None if its content is not what its name says.
+
+    Raises:
+        UserError: it is whole, but another version of largebatch wrote it.
+    """
     try:
         data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest()[:16] != path.stem.split("-")[1]:
+        if hashlib.sha256(data).hexdigest()[:16] != path.stem.split("-")[-1]:
             return None
         with safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError, KeyError, IndexError, ValueError):
         return None
-    return Checkpoint(tensors, state, path) if state.get("schema") == SCHEMA else None
+    if state.get("schema") != SCHEMA:
+        raise UserError(
+            f"{path} has schema {state.get('schema')}, and this version of largebatch reads schema {SCHEMA}: go on "
+            "with the version that wrote it (provenance.json names it), or use another run_dir."
+        )
+    return Checkpoint(tensors, state, path)
 
 
 def pack(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

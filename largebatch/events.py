@@ -7,6 +7,8 @@ whose metrics TensorBoard averages.
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -45,9 +47,13 @@ class Events:
             OSError: the file cannot be made.
         """
         from tensorboard.compat.proto.event_pb2 import SessionLog
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._writer = EventFileWriter(str(directory))
+        # Not EventFileWriter: its thread tells of a full disk in a traceback of its own. TensorBoard reads a
+        # directory's files in the order of their names.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        self._writer: Any = RecordWriter((directory / name).open("ab"))
+        self._add(file_version="brain.Event:2")
         if resume_at is not None:  # the reader drops later events when it sees a start at an earlier step
             self._add(step=resume_at + 1, session_log=SessionLog(status=SessionLog.START))
 
@@ -79,14 +85,21 @@ class Events:
 
     def close(self) -> None:
         """Close the file."""
-        with contextlib.suppress(OSError):
-            self._writer.close()
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):  # what a full disk did not take was lost before
+                writer.close()
 
     def _add(self, **fields: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
 
-        with contextlib.suppress(OSError):
-            self._writer.add_event(Event(wall_time=time.time(), **fields))
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(Event(wall_time=time.time(), **fields).SerializeToString())
+            self._writer.flush()
+        except OSError:  # after half a line, the rest of the file would not be read
+            self.close()
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

@@ -7,21 +7,27 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
+FAULT = 1
 INTERRUPTED = 130  # exit status after SIGINT, by the shell's convention
-ENDED = 75  # exit status after SIGTERM: "try again later" (sysexits.h), which schedulers requeue
+ENDED = 75  # exit status after SIGTERM and SIGUSR1: "try again later" (sysexits.h), which schedulers requeue
 
 
 class Signals:
-    """Within ``with``, remember SIGINT and SIGTERM instead of dying of them; a second one is the default's."""
+    """Within ``with``, remember SIGINT, SIGTERM and SIGUSR1 instead of dying of them.
+
+    A second SIGINT or SIGTERM is the default's. SIGUSR1 is a scheduler's notice that SIGTERM will follow, so after
+    it a SIGTERM is the first; a second SIGUSR1 changes nothing.
+    """
 
     def __init__(self) -> None:
         self.interrupt = False
         self.end = False
+        self.notice = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
                 self._before[number] = signal.signal(number, self._receive)
         return self
 
@@ -32,8 +38,9 @@ class Signals:
             signal.signal(number, handler)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if self.interrupt or self.end:
+        if number != signal.SIGUSR1 and (self.interrupt or self.end):
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         self.interrupt = self.interrupt or number == signal.SIGINT
         self.end = self.end or number == signal.SIGTERM
+        self.notice = self.notice or number == signal.SIGUSR1

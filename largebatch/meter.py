@@ -49,7 +49,13 @@ class Wishes:
 
     interrupt: bool = False
     end: bool = False
+    notice: bool = False
     save: bool = False
+
+    @property
+    def signal(self) -> str:
+        """The signal that the run is to end for, "" where there is none."""
+        return "SIGINT" if self.interrupt else "SIGTERM" if self.end else "SIGUSR1" if self.notice else ""
 
 
 class Meter:
@@ -74,13 +80,13 @@ class Meter:
 
     def read(self, wishes: Wishes, *sums: Sums) -> Wishes:
         """Add what has gathered to ``sums``, and return what any process wishes."""
-        mine = (wishes.interrupt, wishes.end, wishes.save, False)
+        mine = (wishes.interrupt, wishes.end, wishes.notice, wishes.save)
         self._rows[-1] = torch.tensor(mine, dtype=self._rows.dtype)
         rows = self._world.sum(self._rows).cpu()
         for total in sums:
             total.add(rows[:-1], self._seen)
         # Before the rows are emptied: on the CPU both names mean the same memory.
-        interrupt, end, save, _ = (rows[-1] > 0).tolist()
+        wished = Wishes(*(rows[-1] > 0).tolist())
         self._rows.zero_()
         self._seen = 0
-        return Wishes(interrupt, end, save)
+        return wished

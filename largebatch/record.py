@@ -6,7 +6,7 @@ Files (schema 1):
     The composed configuration.
 ``provenance.json``
     ``schema``, ``experiment_hash``, ``run_hash``, ``experiment``, ``placement``, ``git``, ``versions``,
-    ``devices``, ``command``, ``started``, ``environment``.
+    ``devices``, ``platform``, ``host``, ``command``, ``started``, ``environment``.
 ``metrics.jsonl``
     One JSON object a line. ``kind`` is ``iteration`` (``iteration`` from 1, ``epoch`` as a fraction, ``rate``,
     ``loss`` and ``train_error`` in % over the iterations since the line before) or ``epoch`` (``epoch`` from 1,
@@ -21,18 +21,25 @@ Files (schema 1):
     The weights at the end, under the network's own names.
 ``events.out.tfevents.*``
     The same figures for TensorBoard.
+``starts.jsonl``
+    A line each time that the run began or went on: ``started``, ``host``, ``iteration``, ``processes``, ``devices``,
+    ``git``, ``command``.
 ``log.txt``, ``logs/rank*.log``
     What was printed, by rank.
+``lock``
+    The run's owner, while it lives.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import platform
 import re
 import shlex
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +50,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from largebatch.config import Config, UserError
+from largebatch.events import Events
 from largebatch.placement import Placement
 
 SCHEMA = 1
@@ -105,6 +113,14 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     return values if isinstance(values, dict) else None
 
 
+def read_starts(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``starts.jsonl``: one for each time that the run began or went on."""
+    try:
+        return [json.loads(line) for line in (directory / "starts.jsonl").read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
 def read_metrics(directory: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """Return the lines of ``metrics.jsonl`` of one kind (or all), up to a line that a kill cut short."""
     lines = []
@@ -130,9 +146,20 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write an object so that a reader never sees half of it."""
+    _replace(path, json.dumps(finite(values), indent=2, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Replace a text file; after a power cut it may be the old one, never a part of either."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(finite(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_summary(directory: Path, values: Mapping[str, Any]) -> None:
@@ -199,76 +226,103 @@ def provenance(config: Config, placement: Placement, devices: list[str]) -> dict
         "versions": versions(),
         "devices": devices,
         "platform": platform.platform(),
+        "host": socket.gethostname(),
         "command": shlex.join(["largebatch", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     }
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a checkpoint stands: the iteration, and the length of ``metrics.jsonl`` in bytes."""
+
+    iteration: int
+    record_bytes: int
+
+
 @dataclass
 class Record:
-    """Writes one run's directory; rank 0 alone has one.
-
-    Raises:
-        UserError: the directory holds a run and ``resume`` was not asked for, or it cannot be written.
-    """
+    """Writes one run's directory; rank 0 alone has one, and owns the directory's lock."""
 
     directory: Path
     _metrics: IO[str]
     _log: IO[str]
-    _events: Any
+    _events: Events
 
     @classmethod
-    def open(cls, directory: Path, config: Config, origin: Mapping[str, Any], resume_at: int | None) -> Record:
+    def open(cls, directory: Path, config: Config, origin: Mapping[str, Any], resume_at: Position | None) -> Record:
         """Start a record, or go on with one.
 
         Args:
-            directory: The run's.
+            directory: The run's, which exists.
             config: Written to ``config.yaml``.
-            origin: Written to ``provenance.json``.
-            resume_at: Length in bytes of ``metrics.jsonl`` at the checkpoint that the run continues from, or
-                None for a new run.
-        """
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+            origin: Written to ``provenance.json``, and what of it may change to ``starts.jsonl``.
+            resume_at: Where the checkpoint stands that the run continues from, or None for a new run.
 
+        Raises:
+            UserError: the directory cannot be written, or its record is shorter than the checkpoint knew it.
+        """
         try:
-            directory.mkdir(parents=True, exist_ok=True)
             metrics = directory / "metrics.jsonl"
             if resume_at is None:
-                for stale in (*directory.glob("events.out.tfevents.*"), directory / "summary.json"):
+                for stale in (
+                    *directory.glob("events.out.tfevents.*"),
+                    directory / "summary.json",
+                    directory / "model.safetensors",
+                ):
                     stale.unlink(missing_ok=True)
                 metrics.write_bytes(b"")
             else:
-                os.truncate(metrics, resume_at)
-            (directory / "config.yaml").write_text(_yaml(config.to_mapping()), encoding="utf-8")
+                if metrics.stat().st_size < resume_at.record_bytes:
+                    raise UserError(
+                        f"{metrics} is shorter than when the checkpoint at iteration {resume_at.iteration} was "
+                        "written: restore it, or use another run_dir."
+                    )
+                os.truncate(metrics, resume_at.record_bytes)
+            _replace(directory / "config.yaml", _yaml(config.to_mapping()))
             write_json(directory / "provenance.json", origin)
+            start = {name: origin[name] for name in ("started", "host", "devices", "git", "command")}
+            start |= {"iteration": resume_at.iteration if resume_at else 0, "processes": len(origin["devices"])}
+            with (directory / "starts.jsonl").open("w" if resume_at is None else "a", encoding="utf-8") as file:
+                file.write(json.dumps(finite(start)) + "\n")
             record = cls(
                 directory,
                 metrics.open("a", encoding="utf-8"),
                 (directory / "log.txt").open("a", encoding="utf-8"),
-                EventFileWriter(str(directory)),
+                Events(directory, resume_at.iteration if resume_at else None),
             )
+            if resume_at is None:
+                record._events.hparams(origin)
+            record.summary({"status": "running"})
         except OSError as error:
             raise UserError(f"run_dir={directory} cannot be written: {error}.") from None
-        record.summary({"status": "running"})
         return record
 
     def size(self) -> int:
-        """Return the length of ``metrics.jsonl`` in bytes, everything written included."""
+        """Return the length of ``metrics.jsonl`` in bytes, everything written so far included."""
         self._metrics.flush()
-        os.fsync(self._metrics.fileno())
         return self._metrics.tell()
 
+    def settle(self) -> None:
+        """Wait until ``metrics.jsonl`` is on the disk, as far as it was written."""
+        os.fsync(self._metrics.fileno())
+
     def metric(self, values: Mapping[str, Any]) -> None:
-        """Append one line, and the same figures as TensorBoard scalars."""
+        """Append one line, and the same figures as TensorBoard scalars.
+
+        Raises:
+            OSError: it cannot be written; the run must not go on unrecorded.
+        """
         self._metrics.write(json.dumps(finite(values)) + "\n")
         self._metrics.flush()
-        self._scalars(values)
+        self._events.scalars(values)
 
     def log(self, text: str) -> None:
-        """Append a line to ``log.txt``, with the time."""
-        self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-        self._log.flush()
+        """Append a line to ``log.txt``, with the time; a full disk costs the line."""
+        with contextlib.suppress(OSError):
+            self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+            self._log.flush()
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
@@ -276,22 +330,10 @@ class Record:
 
     def close(self) -> None:
         """Close the files."""
-        self._metrics.close()
-        self._log.close()
+        for file in (self._metrics, self._log):
+            with contextlib.suppress(OSError):  # what a full disk did not take has been told of
+                file.close()
         self._events.close()
-
-    def _scalars(self, values: Mapping[str, Any]) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        prefix = values["kind"]
-        scalars = [
-            Summary.Value(tag=f"{prefix}/{name}", simple_value=value)
-            for name, value in values.items()
-            if isinstance(value, float) and name != "epoch"
-        ]
-        step = int(values["iteration"])
-        self._events.add_event(Event(wall_time=time.time(), step=step, summary=Summary(value=scalars)))
 
 
 def _yaml(values: Mapping[str, Any], indent: int = 0) -> str:

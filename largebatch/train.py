@@ -3,135 +3,38 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import math
 import os
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from largebatch import checkpoint
-from largebatch.batchnorm import RunningStatistics, recomputed
+from largebatch.batchnorm import recomputed
 from largebatch.config import Config, Fault, UserError
-from largebatch.data.source import Batch, Source, Target, is_lost_loader, open_source
-from largebatch.data.stream import DROPOUT, INITIALISE, IndependentShuffles, SampleStream, key
+from largebatch.data.source import Batch, Source, is_lost_loader
+from largebatch.data.stream import DROPOUT, IndependentShuffles, SampleStream, key
 from largebatch.evaluate import batches_of, evaluate, shard, wide
-from largebatch.exchange import Averaging, Exchange, Tree
-from largebatch.interrupt import Signals
+from largebatch.interrupt import FAULT, Signals
+from largebatch.learner import DTYPES, Learner, make_learner, open_data, start
+from largebatch.lock import owned
 from largebatch.meter import Meter, Sums, Wishes
-from largebatch.models import build_model, initialise, is_stochastic
 from largebatch.models.build import check_shapes
-from largebatch.optim import make_optimizer
 from largebatch.placement import Placement
 from largebatch.progress import Progress
-from largebatch.record import Record, holds_run, provenance
+from largebatch.record import Position, Record, holds_run, provenance
 from largebatch.stats import FINAL_EPOCHS, final_error
-from largebatch.world import World, join, leave
-
-# bf16 is autocast's: weights, gradients and updates stay in float32.
-DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
-
-
-@dataclass
-class Learner:
-    """What a step needs and changes."""
-
-    config: Config
-    placement: Placement
-    world: World
-    model: nn.Module
-    exchange: Exchange
-    optimizer: Optimizer
-    running: RunningStatistics
-    stochastic: bool
-
-    @property
-    def first_worker(self) -> int:
-        """The first of this process's consecutive workers."""
-        return self.world.rank * self.placement.workers
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Return the context in which forward passes run."""
-        return autocast(self.placement)
-
-
-def start(config: Config, placement: Placement) -> World:
-    """Join the processes of a run, and set the arithmetic that its precision and determinism ask for."""
-    world = join(placement)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = placement.precision == "tf32"
-    deterministic = config.exact if config.deterministic is None else config.deterministic
-    torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
-    return world
-
-
-def open_data(config: Config, placement: Placement, world: World) -> Source:
-    """Open the run's data as its processes want them; what one of them downloads, the others find."""
-    target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
-    with world.main_first():
-        return open_source(config.dataset, config.loader, config.seed, target, placement.cores)
-
-
-def autocast(placement: Placement) -> contextlib.AbstractContextManager[Any]:
-    """Return the context in which forward passes run: bf16 where that is the precision."""
-    if placement.precision != "bf16":
-        return contextlib.nullcontext()
-    return torch.autocast(placement.device, torch.bfloat16)
-
-
-def make_learner(config: Config, placement: Placement, world: World, classes: int) -> Learner:
-    """Build model and optimizer, with starting weights that depend on the seed alone."""
-    dtype = DTYPES[placement.precision]
-    torch.manual_seed(key(config.seed, INITIALISE) >> 1)
-    model = build_model(config.model, classes, config.dataset.channels)
-    zero_gamma = config.model.zero_gamma and config.pitfall.name != "gamma_one"
-    initialise(model, replace(config.model, zero_gamma=zero_gamma))
-    model.to(world.device, dtype).train()
-    if placement.channels_last:
-        model.to(memory_format=torch.channels_last)
-    stochastic = is_stochastic(model)
-    if config.pitfall.name == "sync_bn":
-        groups = 1
-    else:
-        # Dropout is drawn a pass at a time: only a pass of one worker can be the same on any hardware.
-        groups = 1 if stochastic else placement.workers_per_pass
-        placement = replace(placement, workers_per_pass=groups)
-    running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, first=world.rank == 0)
-    optimizer = make_optimizer(model, config.optimizer, config.pitfall.name)
-    if config.compile:
-        model.compile(fullgraph=True, dynamic=False)
-    exchange = Tree(model, world) if config.exact else Averaging(model, world)
-    learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic)
-    if world.size > 1 and not config.exact:
-        _settle_buckets(learner)
-    return learner
-
-
-def _settle_buckets(learner: Learner) -> None:
-    """Make one pass of zeros, after which DDP has cut its buckets for good.
-
-    DDP cuts them anew after the first back-propagation, and from three processes on an element's place in its
-    bucket decides the order of its sum: without this, a resumed run would differ by bits from one that never
-    stopped.
-    """
-    place, data = learner.placement, learner.config.dataset
-    # Two samples a worker are enough, but another shape would be compiled for itself.
-    samples = learner.config.n if learner.config.compile else min(learner.config.n, 2)
-    shape = (place.workers_per_pass * samples, data.channels, data.height, data.width)
-    images = torch.zeros(shape, dtype=DTYPES[place.precision], device=learner.world.device)
-    learner.running.ignore_pass()
-    with learner.autocast():
-        nothing = learner.exchange.net(images).sum() * 0
-    nothing.backward()
-    learner.optimizer.zero_grad(set_to_none=True)
+from largebatch.watchdog import Hang, Watchdog
+from largebatch.world import World, leave
 
 
 def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate: float) -> Tensor:
@@ -222,12 +125,31 @@ def fit(config: Config, placement: Placement, directory: Path) -> dict[str, Any]
     config.check_size(source.train_images)
     shape = config.dataset
     check_shapes(config.model, source.classes, (config.n, shape.channels, shape.height, shape.width))
-    with _faults_in_words(config, placement):
+    with _faults_in_words(config, placement), contextlib.ExitStack() as held:
+        directory_is_owned(directory, world, config.resume, held)
         run = Run(make_learner(config, placement, world, source.classes), source, directory)
         run.begin()
         summary = run.recorded_loop()
     leave()  # after a fault it is left open: the other processes would fail, and be taken for the cause
     return summary
+
+
+def directory_is_owned(directory: Path, world: World, resume: bool, held: contextlib.ExitStack) -> None:
+    """Make the run directory, and own it in rank 0 for as long as ``held`` is open; the others wait for that.
+
+    Raises:
+        UserError: it cannot be written, another process owns it, or has left a run there in the meantime.
+    """
+    with world.main_first():
+        if not world.main:
+            return
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            held.enter_context(owned(directory))
+        except OSError as error:
+            raise UserError(f"run_dir={directory} cannot be written: {error}.") from None
+        if not resume and holds_run(directory):
+            raise UserError(f"run_dir={directory} holds a run that has just been made: use another run_dir.")
 
 
 @contextlib.contextmanager
@@ -248,7 +170,16 @@ def _faults_in_words(config: Config, placement: Placement) -> Iterator[None]:
                 f"a loader process is gone: {error} If the machine ran out of memory, use a smaller loader.workers "
                 "or loader.prefetch."
             ) from error
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            raise Fault(
+                f"a disk failed the run: {error}. Its checkpoints are whole: when the disk has room again, go on with "
+                "resume=true."
+            ) from error
         raise
+
+
+# Full, over quota, over the limit of a file's size, gone bad, or read-only of a sudden.
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def sample_stream(config: Config, train_images: int) -> SampleStream:
@@ -279,47 +210,72 @@ class Run:
         self.scheduled = config.epochs * self.stream.iterations_per_epoch
         self.journey = Journey()
         self.record: Record | None = None
+        self.writer: checkpoint.Writer | None = None
+        self.best: checkpoint.Snapshot | None = None
+        self.watchdog = Watchdog(learner.world, config.launcher.timeout, self._give_up)
         self.started = self.saved = self.epoch_started = time.monotonic()
+
+    @property
+    def checkpoints(self) -> Path:
+        """The directory of the run's checkpoints."""
+        return self.directory / "checkpoints"
 
     def begin(self) -> None:
         """Start afresh, or from the newest checkpoint that verifies, and open the record."""
-        found = checkpoint.newest(self.directory / "checkpoints") if self.config.resume else None
+        found = checkpoint.newest(self.checkpoints) if self.config.resume else None
         if found is not None:
+            self._check_origin(found)
             checkpoint.unpack(found, self.learner.model, self.learner.optimizer)
             self.learner.running.steps = found.state["iteration"]
             values = dict(found.state["journey"])
             self.journey = Journey(**{**values, **{name: Sums(**values[name]) for name in ("epoch", "line")}})
             self.started -= self.journey.seconds
             self.epoch_started -= self.journey.epoch_seconds
-        self._check_start(found)
+        self._check_agreement()
         if self.learner.world.main:
-            unfinished = holds_run(self.directory)
-            devices = [_device_name(self.learner.world.device)] * self.learner.world.size
-            origin = provenance(self.config, self.learner.placement, devices)
-            resume_at = None if found is None else int(found.state["record_bytes"])
-            self.record = Record.open(self.directory, self.config, origin, resume_at)
-            (self.directory / "logs").mkdir(exist_ok=True)
-            for torn in checkpoint.candidates(self.directory / "checkpoints") if self.config.resume else ():
-                # Left where it is, it would be counted among the newest that are kept.
-                if found is None or torn.stem.split("-")[0] > found.path.stem.split("-")[0]:
-                    torn.unlink()
-                    self._say(f"removed {torn.name}, which does not verify")
-            if found is not None:
-                self._say(f"resumed from {found.path.name}")
-            elif unfinished:
-                self._say("no checkpoint to resume from: the run starts afresh")
+            self._open_record(found)
         self.learner.world.barrier()
         if not self.learner.world.main:
             self.learner.world.redirect(self.directory / "logs")
 
-    def _check_start(self, found: checkpoint.Checkpoint | None) -> None:
-        """Refuse a start from which the processes, or the data, do not agree with the run before."""
-        world, counts = self.learner.world, [self.source.train_images, self.source.val_images]
-        if found is not None and found.state["images"] != counts:
+    def _open_record(self, found: checkpoint.Checkpoint | None) -> None:
+        unfinished = holds_run(self.directory)
+        devices = [_device_name(self.learner.world.device)] * self.learner.world.size
+        origin = provenance(self.config, self.learner.placement, devices)
+        position = None
+        if found is not None:
+            position = Position(int(found.state["iteration"]), int(found.state["record_bytes"]))
+        self.record = record = Record.open(self.directory, self.config, origin, position)
+        self.writer = checkpoint.Writer(self.checkpoints, self.config.checkpoint.keep, record.settle, self._say)
+        (self.directory / "logs").mkdir(exist_ok=True)
+        checkpoint.sweep_up(self.checkpoints)
+        for other in checkpoint.candidates(self.checkpoints):
+            # Left where it is, it would be counted among the newest that are kept.
+            if found is None or checkpoint.iteration_of(other) > checkpoint.iteration_of(found.path):
+                other.unlink()
+                self._say(f"removed {other.name}, which " + ("does not verify" if self.config.resume else "was left"))
+        if found is not None:
+            self._say(f"resumed from {found.path.name}")
+        elif unfinished:
+            self._say("no checkpoint to resume from: the run starts afresh")
+
+    def _check_origin(self, found: checkpoint.Checkpoint) -> None:
+        """Refuse a checkpoint of another run, or of other data."""
+        if found.state["run_hash"] != self.config.run_hash(self.learner.placement.precision):
+            raise UserError(
+                f"{found.path} belongs to another experiment or seed, so this one cannot go on from it: use another "
+                "run_dir."
+            )
+        counts = [self.source.train_images, self.source.val_images]
+        if found.state["images"] != counts:
             raise UserError(
                 f"run_dir={self.directory} was trained on {found.state['images']} training and validation images, and "
                 f"now there are {counts}: another order of samples. Restore the data, or use another run_dir."
             )
+
+    def _check_agreement(self) -> None:
+        """Refuse a start from which the processes do not agree."""
+        world = self.learner.world
         sums = world.sum(torch.tensor([self.journey.iteration], device=world.device))
         if int(sums) != world.size * self.journey.iteration:
             raise UserError(
@@ -336,27 +292,24 @@ class Run:
     def recorded_loop(self) -> dict[str, Any]:
         """Train; on a fault, leave a word of it in the record."""
         try:
-            return self.loop()
+            with self.watchdog:
+                summary = self.loop()
         except BaseException as error:
             self.fail(error)
             raise
         finally:
             if self.record:
                 self.record.close()
+        self.learner.world.barrier()  # until nobody watches any more, nobody may leave
+        return summary
 
     def loop(self) -> dict[str, Any]:
         """Train from where the journey stands to the end, and return the summary."""
         config, journey, learner = self.config, self.journey, self.learner
         per_epoch = self.stream.iterations_per_epoch
-        batches = self.source.train(
-            self.stream.passes(
-                journey.iteration,
-                self.total,
-                learner.first_worker,
-                learner.placement.workers,
-                learner.placement.workers_per_pass,
-            )
-        )
+        mine = (learner.first_worker, learner.placement.workers, learner.placement.workers_per_pass)
+        passes = self.stream.passes(journey.iteration, self.total, *mine)
+        batches = self.watchdog.watched(self.source.train(passes), "training")
         # Reading a figure makes a GPU wait, so there it happens with the log's lines alone.
         read_every = config.log_every if learner.placement.device == "cuda" else 1
         meter, wishes, status = Meter(config.k, learner.first_worker, learner.world), Wishes(), ""
@@ -366,6 +319,7 @@ class Run:
                 rate = self.rates.rate_at(journey.iteration)
                 meter.add(train_step(learner, batches, journey.iteration, rate), config.minibatch)
                 journey.iteration += 1
+                self.watchdog.iteration = journey.iteration
 
                 logs = journey.iteration % config.log_every == 0 or journey.iteration == 1
                 ends_epoch = journey.iteration % per_epoch == 0
@@ -373,7 +327,7 @@ class Run:
                 last = journey.iteration == self.total
                 if not (logs or ends_epoch or saves or last or journey.iteration % read_every == 0):
                     continue
-                wishes = Wishes(signals.interrupt, signals.end, save=self._save_is_due())
+                wishes = Wishes(signals.interrupt, signals.end, signals.notice, save=self._save_is_due())
                 wishes = meter.read(wishes, journey.epoch, journey.line)
                 line = journey.line
                 position = journey.iteration / per_epoch
@@ -385,14 +339,14 @@ class Run:
                 if journey.epoch.nonfinite:
                     status = "diverged"
                     journey.nonfinite += journey.epoch.nonfinite
-                elif wishes.interrupt or wishes.end:
+                elif wishes.signal:
                     status = "interrupted"
                 if ends_epoch and status != "diverged":
                     progress.say(self._end_epoch(rate))
                 if saves or wishes.save or status == "interrupted" or (last and self.total < self.scheduled):
                     self.save()
             status = status or ("done" if journey.iteration >= self.scheduled else "stopped")
-            summary = self._end(status, wishes.interrupt)
+            summary = self._end(status, wishes.signal)
             progress.say(_closing_words(summary, self.directory))
         return summary
 
@@ -410,7 +364,7 @@ class Run:
 
         def validate() -> Any:
             with learner.autocast():
-                batches = self.source.validation([cuts[number] for number in mine])
+                batches = self.watchdog.watched(self.source.validation([cuts[number] for number in mine]), "validating")
                 return evaluate(learner.model, batches, mine, cuts, learner.world)
 
         measured = validate()
@@ -433,6 +387,7 @@ class Run:
         if self.config.bn.recompute:
             with recomputed(learner.model, self._forward, self._recompute_images()):
                 values["val_error_recomputed"] = validate().error
+        best = measured.error < min(journey.errors, default=math.inf)
         journey.errors.append(measured.error)
         journey.nonfinite += sums.nonfinite
         journey.replaced += sums.replaced
@@ -440,6 +395,8 @@ class Run:
         if self.record:
             self.record.metric(values)
         self.epoch_started = time.monotonic()
+        if best:
+            self.best = self._snapshot()
         return (
             f"epoch {values['epoch']:3d}/{self.config.epochs}  rate {rate:.4g}  loss {sums.mean_loss:.4f}  "
             f"train error {sums.error:.2f} %  val error {measured.error:.2f} %  "
@@ -455,32 +412,36 @@ class Run:
         wanted = min(self.config.bn.recompute_batches, self.config.k * self.stream.iterations_per_epoch)
         epoch = self.journey.iteration // self.stream.iterations_per_epoch
         order = self.stream.order(epoch)[: wanted * self.config.n]
-        return (batch.images for batch in self.source.train((epoch, ids) for ids in torch.split(order, self.config.n)))
+        batches = self.source.train((epoch, ids) for ids in torch.split(order, self.config.n))
+        return (batch.images for batch in self.watchdog.watched(batches, "recomputing statistics"))
 
     def save(self) -> None:
-        """Write a checkpoint; every process must call it, rank 0 writes."""
-        learner, journey = self.learner, self.journey
-        learner.running.synchronise(learner.world)
+        """Let a checkpoint be written; every process must call it, rank 0 writes."""
+        self.learner.running.synchronise(self.learner.world)
         self.saved = time.monotonic()
-        journey.seconds, journey.epoch_seconds = self.saved - self.started, self.saved - self.epoch_started
+        snapshot = self._snapshot()
+        if self.writer and snapshot:
+            self.writer.submit(snapshot, self.best)
+            self.best = None
+
+    def _snapshot(self) -> checkpoint.Snapshot | None:
+        """Copy all that the run is, in rank 0; running statistics must agree already."""
         if self.record is None:
-            return
-        tensors, scalars = checkpoint.pack(learner.model, learner.optimizer)
+            return None
+        journey, now = self.journey, time.monotonic()
+        journey.seconds, journey.epoch_seconds = now - self.started, now - self.epoch_started
+        tensors, scalars = checkpoint.pack(self.learner.model, self.learner.optimizer)
         state = {
             "iteration": journey.iteration,
             "journey": asdict(journey),
             "optimizer": scalars,
             "record_bytes": self.record.size(),
-            "experiment": self.config.experiment(learner.placement.precision),
-            "seed": self.config.seed,
+            "run_hash": self.config.run_hash(self.learner.placement.precision),
             "images": [self.source.train_images, self.source.val_images],
         }
-        try:
-            checkpoint.write(self.directory / "checkpoints", tensors, state)
-        except OSError as error:
-            self._say(f"no checkpoint could be written at iteration {journey.iteration}: {error}")
+        return checkpoint.Snapshot(tensors, state)
 
-    def _end(self, status: str, interrupted: bool) -> dict[str, Any]:
+    def _end(self, status: str, signal: str) -> dict[str, Any]:
         config, journey = self.config, self.journey
         self.learner.running.synchronise(self.learner.world)
         seconds = time.monotonic() - self.started
@@ -505,8 +466,11 @@ class Run:
             "seconds": seconds,
         }
         if status == "interrupted":
-            summary["signal"] = "SIGINT" if interrupted else "SIGTERM"
-        if self.record:
+            summary["signal"] = signal
+        if self.record and self.writer:
+            if self.best and status in ("done", "diverged"):
+                self.writer.submit(None, self.best)
+            self.writer.finish()
             checkpoint.save_weights(self.learner.model, self.directory / "model.safetensors")
             self.record.summary(summary)
         return summary
@@ -515,9 +479,17 @@ class Run:
         """Leave a word of what went wrong in the record."""
         if self.record:
             self.record.log(f"failed: {type(error).__name__}: {error}")
+            values = {"status": "failed", "reason": str(error), "iterations": self.journey.iteration}
             with contextlib.suppress(OSError):
-                values = {"status": "failed", "reason": str(error), "iterations": self.journey.iteration}
                 self.record.summary(values)
+
+    def _give_up(self, hang: Hang, speaks: bool) -> None:
+        """End this process of a run that hangs: the training thread cannot be reached."""
+        self.fail(hang)
+        if speaks and "TORCHELASTIC_ERROR_FILE" not in os.environ:
+            print(f"largebatch: {hang}", file=sys.stderr, flush=True)
+        get_error_handler().record_exception(hang)
+        os._exit(FAULT)
 
 
 def _line(iteration: int, epoch: float, rate: float, sums: Sums) -> dict[str, Any]:

@@ -14,13 +14,15 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from largebatch.placement import Hardware, Placement
 
 M = TypeVar("M", bound=nn.Module)
 
-# A lost peer is an error within this time, not an endless wait.
-TIMEOUT = datetime.timedelta(minutes=10)
+# A lost peer is an error in the end, not an endless wait. Whoever watches the processes is quicker, and says more.
+TIMEOUT = datetime.timedelta(minutes=30)
 
 
 def hardware() -> Hardware:
@@ -54,13 +56,15 @@ def rank_outside() -> int:
 class World:
     """One process among ``size`` equal ones. Collective calls must be made by all of them, in one order.
 
-    ``local_rank`` counts the processes of this machine from 0.
+    ``local_rank`` counts the processes of this machine from 0. ``store`` is where the processes met; a process that
+    is alone has none.
     """
 
     rank: int
     size: int
     device: torch.device
     local_rank: int = 0
+    store: Store | None = None
 
     @property
     def main(self) -> bool:
@@ -126,10 +130,11 @@ class World:
             os.dup2(log.fileno(), 2)
 
 
-def join(placement: Placement) -> World:
+def join(placement: Placement, timeout: datetime.timedelta = TIMEOUT) -> World:
     """Join the process group that RANK and WORLD_SIZE describe, or be alone where they are not set.
 
-    Uses NCCL between GPUs and gloo between CPUs, and sets this process's device and threads.
+    Uses NCCL between GPUs and gloo between CPUs, and sets this process's device and threads. ``timeout`` is how long
+    a process waits for another, at the start and in every exchange.
     """
     torch.set_num_threads(placement.threads)
     size = started_outside()[0] or 1
@@ -139,12 +144,15 @@ def join(placement: Placement) -> World:
         # A launcher that shows each rank only its own GPU leaves one device, whatever the local rank.
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
-    if size > 1 and not dist.is_initialized():
-        backend = "nccl" if placement.device == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=TIMEOUT, device_id=device if placement.device == "cuda" else None)
     if size == 1:
         return World(rank=0, size=1, device=device)
-    return World(rank=rank_outside(), size=size, device=device, local_rank=local_rank)
+    rank, store = rank_outside(), None
+    if not dist.is_initialized():
+        backend, device_id = ("nccl", device) if placement.device == "cuda" else ("gloo", None)
+        store = next(rendezvous("env://", rank, size, timeout=timeout))[0]
+        group = PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
+    return World(rank=rank, size=size, device=device, local_rank=local_rank, store=store)
 
 
 def leave() -> None:

@@ -1,9 +1,14 @@
+import os
+import threading
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from largebatch import checkpoint
+from largebatch.checkpoint import Snapshot, Writer
+from largebatch.config import UserError
 from largebatch.optim import make_optimizer
 
 
@@ -22,8 +27,12 @@ def descend(model, optimizer, steps):
         optimizer.step()
 
 
-def write(directory, iteration):
-    return checkpoint.write(directory, {"w": torch.full((50,), float(iteration))}, {"iteration": iteration})
+def snapshot(iteration, **state):
+    return Snapshot({"w": torch.full((50,), float(iteration))}, {"iteration": iteration, **state})
+
+
+def write(directory, iteration, keep=2, prefix=""):
+    return checkpoint.write(directory, snapshot(iteration), keep, prefix)
 
 
 @pytest.mark.parametrize("name", ["sgd", "lars", "lamb"])
@@ -33,7 +42,7 @@ def test_training_goes_on_with_the_same_bits(compose, tmp_path, name):
     optimizer = make_optimizer(model, config)
     descend(model, optimizer, range(3))
     tensors, scalars = checkpoint.pack(model, optimizer)
-    checkpoint.write(tmp_path, tensors, {"iteration": 3, "optimizer": scalars})
+    checkpoint.write(tmp_path, Snapshot(tensors, {"iteration": 3, "optimizer": scalars}), keep=2)
     descend(model, optimizer, range(3, 6))
 
     resumed = network(seed=1)
@@ -44,14 +53,88 @@ def test_training_goes_on_with_the_same_bits(compose, tmp_path, name):
         assert value.equal(resumed.state_dict()[key]), key
 
 
-def test_the_newest_is_found_and_two_are_kept(tmp_path):
+@pytest.mark.parametrize(("keep", "kept"), [(1, [2000000000]), (2, [2000000000, 15]), (9, [2000000000, 15, 10, 5])])
+def test_the_newest_is_found_and_as_many_are_kept(tmp_path, keep, kept):
     for iteration in (5, 10, 2000000000, 15):
-        write(tmp_path, iteration)
+        write(tmp_path, iteration, keep)
     found = checkpoint.newest(tmp_path)
     assert found.state["iteration"] == 2000000000
     assert found.tensors["w"].eq(2000000000.0).all()
-    assert len(checkpoint.candidates(tmp_path)) == checkpoint.KEEP
+    assert [checkpoint.iteration_of(path) for path in checkpoint.candidates(tmp_path)] == kept
     assert not list(tmp_path.glob(".*"))
+
+
+def test_the_best_one_stays_beside_the_newest_until_a_better_one_comes(tmp_path):
+    for iteration, best in ((1, True), (2, False), (3, True), (4, False), (5, False)):
+        write(tmp_path, iteration)
+        if best:
+            write(tmp_path, iteration, keep=1, prefix=checkpoint.BEST)
+    names = [path.name.rpartition("-")[0] for path in checkpoint.candidates(tmp_path)]
+    assert names == ["000000005", "000000004", "best-000000003"]
+    for path in checkpoint.candidates(tmp_path)[:2]:
+        path.write_bytes(b"torn")
+    assert checkpoint.newest(tmp_path).state["iteration"] == 3
+
+
+def test_other_files_are_no_checkpoints(tmp_path):
+    path = write(tmp_path, 1)
+    for name in (f".{path.name}.1.tmp", f"copy-{path.name}", "1-x.safetensors", "notes.txt"):
+        (tmp_path / name).write_bytes(path.read_bytes())
+    assert checkpoint.candidates(tmp_path) == [path]
+    checkpoint.sweep_up(tmp_path)
+    assert {other.name for other in tmp_path.iterdir()} == {path.name, f"copy-{path.name}", "1-x.safetensors", "notes.txt"}
+
+
+def test_the_clock_does_not_decide_which_is_newest(tmp_path):
+    early, late = write(tmp_path, 1), write(tmp_path, 2)
+    os.utime(early, (2e9, 2e9))
+    os.utime(late, (0, 0))
+    assert checkpoint.newest(tmp_path).state["iteration"] == 2
+
+
+def test_a_checkpoint_of_another_version_is_refused_and_stays(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "SCHEMA", 99)
+        path = write(tmp_path, 1)
+    with pytest.raises(UserError, match="schema 99, and this version of largebatch reads schema"):
+        checkpoint.newest(tmp_path)
+    assert path.exists()
+
+
+def writer(directory, complaints, before=lambda: None):
+    return Writer(directory, 2, before, complaints.append)
+
+
+def test_a_snapshot_is_the_run_at_that_moment(tmp_path):
+    """The writer waits at a gate, while training changes what was copied."""
+    gate, weight, state = threading.Event(), torch.zeros(3), {"iteration": 7, "errors": [1.0]}
+    work = writer(tmp_path, [], before=gate.wait)
+    work.submit(Snapshot({"w": weight}, state))
+    weight += 1
+    state["errors"].append(2.0)
+    assert checkpoint.newest(tmp_path) is None
+    gate.set()
+    work.finish()
+    found = checkpoint.newest(tmp_path)
+    assert (found.tensors["w"].tolist(), found.state["errors"]) == ([0, 0, 0], [1.0])
+
+
+def test_what_a_checkpoint_refers_to_is_on_the_disk_before_it(tmp_path):
+    seen = []
+    work = writer(tmp_path, [], before=lambda: seen.append(list(tmp_path.glob("*.safetensors"))))
+    work.submit(snapshot(1))
+    work.finish()
+    assert seen == [[]]
+
+
+def test_a_bug_in_the_background_comes_to_light(tmp_path):
+    def fail():
+        raise KeyError("a bug of ours")
+
+    work = writer(tmp_path, [], before=fail)
+    work.submit(snapshot(1))
+    with pytest.raises(KeyError, match="a bug of ours"):
+        work.finish()
 
 
 @pytest.mark.parametrize("place", [0.0, 0.1, 0.5, 0.99])
@@ -87,7 +170,12 @@ def test_a_failed_write_leaves_the_checkpoint_before(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint.os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         write(tmp_path, 2)
+    complaints = []
+    work = writer(tmp_path, complaints)
+    work.submit(snapshot(3))
+    work.finish()
     monkeypatch.undo()
+    assert complaints == ["no checkpoint of iteration 3 could be written: [Errno 28] No space left on device"]
     assert checkpoint.newest(tmp_path).state["iteration"] == 1
     assert [path.name for path in tmp_path.iterdir()] == [checkpoint.newest(tmp_path).path.name]
 

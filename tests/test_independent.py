@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, MultiStepLR, SequentialLR
 
 from largebatch.data.source import Target, open_source
+from largebatch.learner import make_learner
 from largebatch.placement import Hardware, place
-from largebatch.train import make_learner, sample_stream, train_step
+from largebatch.train import sample_stream, train_step
 from largebatch.world import World
 
 

@@ -9,8 +9,9 @@ from largebatch.config import PITFALLS, Config
 from largebatch.data.source import Target, open_source
 from largebatch.definition import Definition
 from largebatch.evaluate import batches_of
+from largebatch.learner import make_learner
 from largebatch.placement import Hardware, place
-from largebatch.train import make_learner, sample_stream, train_step, validation_cuts
+from largebatch.train import sample_stream, train_step, validation_cuts
 from largebatch.world import World
 
 K, N, STEPS = 4, 8, 4

@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
-from largebatch import cli, train
+from largebatch import checkpoint, cli, train
 from largebatch.config import UserError
 from largebatch.data.source import MemorySource, Target
 from largebatch.data.stream import SampleStream
 from largebatch.launch import launch
+from largebatch.learner import make_learner, open_data
 from largebatch.models import SmallResNet
 from largebatch.placement import Hardware, place
 from largebatch.record import read_metrics, read_summary
 from largebatch.stats import relative_difference
-from largebatch.train import fit, make_learner, train_step
+from largebatch.train import fit, train_step
 from largebatch.world import World, leave
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
@@ -210,7 +211,7 @@ def test_resuming_another_experiment_is_refused(runs):
 def test_a_torn_checkpoint_falls_back_to_the_one_before(compose, runs, tmp_path):
     config = compose(*RUN, "precision=fp32", "checkpoint.every=3", "iterations=7")
     fit(config, place(config, CPU), tmp_path)
-    newest = max((tmp_path / "checkpoints").iterdir())
+    newest = checkpoint.candidates(tmp_path / "checkpoints")[0]
     assert newest.name.startswith("000000007-")
     newest.write_bytes(newest.read_bytes()[:-1])
     config = compose(*RUN, "precision=fp32", "resume=true")
@@ -340,15 +341,15 @@ def test_torn_checkpoints_do_not_crowd_out_the_new_ones(compose, tmp_path, capsy
     one = [*RUN, "processes=1", "precision=fp32", "checkpoint.every=2"]
     short = compose(*one, "iterations=6")
     fit(short, place(short, CPU), tmp_path / "run")
-    kept = sorted((tmp_path / "run" / "checkpoints").iterdir())
-    assert len(kept) == 2
+    kept = checkpoint.candidates(tmp_path / "run" / "checkpoints")
+    assert [path.name.rpartition("-")[0] for path in kept] == ["000000006", "best-000000005", "000000004"]
     for path in kept:
         path.write_bytes(path.read_bytes()[:-1])
     resumed = compose(*one, "iterations=4", "resume=true")
     fit(resumed, place(resumed, CPU), tmp_path / "run")
     assert "does not verify" in capsys.readouterr().err
-    names = [path.name.split("-")[0] for path in sorted((tmp_path / "run" / "checkpoints").iterdir())]
-    assert names == ["000000002", "000000004"]
+    kept = checkpoint.candidates(tmp_path / "run" / "checkpoints")
+    assert [path.name.rpartition("-")[0] for path in kept] == ["000000004", "000000002"]
 
 
 def test_lines_of_a_resumed_run_cover_the_iterations_before_it(compose, tmp_path):
@@ -379,7 +380,7 @@ def test_recomputed_statistics_are_not_compiled_batch_by_batch(compose, tmp_path
     world = World(0, 1, torch.device("cpu"))
     run = train.Run(
         make_learner(config, place(config, CPU), world, 10),
-        train.open_data(config, place(config, CPU), world),
+        open_data(config, place(config, CPU), world),
         tmp_path,
     )
     run._forward(torch.zeros(8, 1, 8, 8))
@@ -398,7 +399,7 @@ def test_a_network_without_batchnorm_takes_either_policy(compose):
     )
     placement = place(config, CPU)
     learner = make_learner(config, placement, ALONE, 10)
-    source = train.open_data(config, placement, ALONE)
+    source = open_data(config, placement, ALONE)
     batches = source.train(train.sample_stream(config, 163).passes(0, 1, 0, 4, 1))
     assert train_step(learner, batches, 0, 0.1)[:, 2].eq(0).all()
 

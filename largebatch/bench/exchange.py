@@ -12,9 +12,9 @@ from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
 from largebatch.config import Config, UserError
 from largebatch.exchange import Averaging, Exchange, Tree
 from largebatch.launch import launch
+from largebatch.learner import DTYPES, start
 from largebatch.models import build_model
 from largebatch.placement import Placement, place
-from largebatch.train import DTYPES, start
 from largebatch.world import World, hardware, leave, started_outside
 
 PROCESSES = 2

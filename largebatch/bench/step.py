@@ -21,9 +21,10 @@ from largebatch.config import Config, DatasetConfig
 from largebatch.data import sets
 from largebatch.data.source import Batch, Source
 from largebatch.data.stream import SampleStream
+from largebatch.learner import DTYPES, Learner, make_learner, open_data, start
 from largebatch.models import build_model
 from largebatch.placement import Placement
-from largebatch.train import DTYPES, Learner, make_learner, open_data, sample_stream, start, train_step
+from largebatch.train import sample_stream, train_step
 
 # The rate of every step here: weights stay, so that all steps do the same arithmetic, and it is the optimizer's
 # whole work all the same.
