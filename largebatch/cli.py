@@ -22,6 +22,7 @@ from largebatch.commands.bench import bench
 from largebatch.commands.certify import certify
 from largebatch.commands.explain import explain
 from largebatch.commands.outcome import DIVERGED, FAULT, MISTAKE, Call, Command, Outcome, PlainCommand, Values, say
+from largebatch.commands.table import TABLE
 from largebatch.commands.train import train
 from largebatch.config import LAUNCHERS, CertifyConfig, Config, Fault, UserError, nearest
 from largebatch.interrupt import ENDED, INTERRUPTED
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Command | PlainCommand] = {
     "certify": Command("prove that k workers are k workers, on any number of processes", certify),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
+    "table": TABLE,
 }
 
 

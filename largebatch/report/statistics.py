@@ -33,7 +33,8 @@ DEFINITIONS = (
     "each would decide it, if their means and stds stay what they are. A single seed has no std and no verdict, and a "
     "group with a diverged run has no mean to judge. Every row is judged for itself: in a table of many, one in "
     "twenty may look worse or better by chance.",
-    f"in band: the first epoch from which the mean training error stays within ± {BAND:g} std of the baseline's seeds.",
+    f"in band: the first epoch from which the mean training error stays within ± {BAND:g} std of the baseline's seeds; "
+    "never (0 for programs) where the last epoch lies outside.",
 )
 
 
