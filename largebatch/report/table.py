@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -220,7 +221,8 @@ def as_latex(table: Cells) -> str:
     r"""Return a ``table`` for LaTeX with the package booktabs; notes are comments."""
 
     def words(text: str) -> str:
-        return "".join(LATEX.get(character, character) for character in text)
+        signed = re.sub(r"(?<!\w)-(?=\d)", "−", text)
+        return "".join(LATEX.get(character, character) for character in signed)
 
     columns = list(zip(table.heads, *table.rows, strict=True))
     kinds = "".join("r" if _is_number(column[1:]) else "l" for column in columns)
