@@ -20,8 +20,10 @@ from typing import NoReturn
 from largebatch.bench.config import WHAT, BenchConfig
 from largebatch.commands.bench import bench
 from largebatch.commands.certify import certify
+from largebatch.commands.compact import COMPACT
 from largebatch.commands.explain import explain
 from largebatch.commands.outcome import DIVERGED, FAULT, MISTAKE, Call, Command, Outcome, PlainCommand, Values, say
+from largebatch.commands.plot import PLOT
 from largebatch.commands.table import TABLE
 from largebatch.commands.train import train
 from largebatch.config import LAUNCHERS, CertifyConfig, Config, Fault, UserError, nearest
@@ -42,6 +44,8 @@ COMMANDS: dict[str, Command | PlainCommand] = {
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
     "table": TABLE,
+    "plot": PLOT,
+    "compact": COMPACT,
 }
 
 

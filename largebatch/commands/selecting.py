@@ -6,14 +6,15 @@ from largebatch.commands.outcome import FAULT, say
 from largebatch.commands.words import Given, Word
 from largebatch.report.select import Selection, select
 
+RUNS = Word(
+    "runs",
+    "runs",
+    "Directories of runs, of sweeps or of committed records, with all runs below them, or globs. Give it again "
+    "for more: runs=a runs=b.",
+    repeats=True,
+)
 SELECTING = (
-    Word(
-        "runs",
-        "runs",
-        "Directories of runs, of sweeps or of committed records, with all runs below them, or globs. Give it again "
-        "for more: runs=a runs=b.",
-        repeats=True,
-    ),
+    RUNS,
     Word(
         "baseline",
         None,
