@@ -1,0 +1,196 @@
+"""Error or loss against the training's progress: one panel a group, beside the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+from largebatch.config import UserError
+from largebatch.report.figures import series, style
+from largebatch.report.figures.style import Look
+from largebatch.report.select import Group, Selection
+
+# metric= → (what is measured in training, in validation, the y-axis)
+METRICS = {
+    "error": ("train_error", "val_error", "top-1 error (%)"),
+    "top5": (None, "val_error_top5", "top-5 error (%)"),
+    "loss": ("train_loss", "val_loss", "cross-entropy"),
+}
+RECOMPUTED = "val_error_recomputed"
+GROUP = style.look(0)
+HEADROOM = 1.25  # the legend's part of a panel
+
+
+@dataclass(frozen=True)
+class CurveOptions:
+    """What is drawn against what.
+
+    Attributes:
+        metric: One of ``METRICS``.
+        show: both, train or validation.
+        x: One of :data:`largebatch.report.figures.series.X_AXES`.
+        recomputed: Whether to draw validation error with recomputed BN statistics too.
+        smooth: Epochs of the trailing mean that is drawn; 1 is what was recorded.
+
+    Raises:
+        UserError: a metric was not measured so.
+    """
+
+    metric: str = "error"
+    show: str = "both"
+    x: str = "epochs"
+    recomputed: bool = False
+    smooth: int = 1
+
+    def __post_init__(self) -> None:
+        if self.metric == "top5" and self.show == "train":
+            raise UserError("metric=top5 is measured in validation alone: leave show=train out.")
+        if self.recomputed and (self.metric != "error" or self.show == "train"):
+            raise UserError("recomputed=true is about validation error: it takes metric=error, and not show=train.")
+
+    @property
+    def measures(self) -> list[tuple[str, dict[str, Any]]]:
+        """The columns to draw and how: validation bold, training thin and dashed, recomputed dotted."""
+        train, validation, _ = METRICS[self.metric]
+        drawn: list[tuple[str, dict[str, Any]]] = []
+        if train and self.show != "validation":
+            drawn.append((train, {"linestyle": (0, (4, 2)), "linewidth": 1.0}))
+        if self.show != "train":
+            drawn.append((validation, {"linestyle": "-", "linewidth": 2.0}))
+        if self.recomputed:
+            drawn.append((RECOMPUTED, {"linestyle": (0, (1, 1)), "linewidth": 2.0}))
+        return drawn
+
+
+def draw(selection: Selection, options: CurveOptions) -> Figure:
+    """Return the figure.
+
+    Raises:
+        UserError: no run has what was asked for.
+    """
+    for name, _ in options.measures:
+        if not any(name in run.epochs for run in selection.runs):
+            hint = ": they were trained without bn.recompute=true" if name == RECOMPUTED else ""
+            raise UserError(f"None of these runs has {name}{hint}.")
+    names = series.names(selection)
+    others = [group for group in selection.groups if group is not selection.baseline] or list(selection.groups)
+    columns = len(others) if len(others) <= 3 else 2 if len(others) == 4 else 4
+    rows = math.ceil(len(others) / columns)
+    width, height = (4.6, 3.7) if columns <= 3 else (3.35, 2.75)
+    figure = style.blank(columns * width, rows * height + 0.4)
+    panels = figure.subplots(rows, columns, sharex=options.x == "epochs", sharey=True, squeeze=False)
+    for axes, group in zip(panels.flat, others, strict=False):
+        draw_panel(axes, group, selection.baseline, options)
+        axes.set_title(names[group.hash], fontsize=10.5 if columns <= 3 else 9.5)
+        axes.tick_params(labelbottom=True)
+    set_scale(panels[0, 0], selection.groups, options)
+    for number, axes in enumerate(panels.flat):
+        if number >= len(others):
+            axes.remove()
+        elif number + columns >= len(others):
+            axes.set_xlabel(series.X_AXES[options.x])
+    figure.supylabel(METRICS[options.metric][2], fontsize=11)
+    _key(figure, selection, options)
+    return figure
+
+
+def draw_panel(axes: Axes, group: Group, baseline: Group | None, options: CurveOptions) -> None:
+    """Draw one group beside the baseline, with the final error of each in the legend."""
+    handles = []
+    for one, look, word in ((baseline, style.BASELINE, "baseline"), (group, GROUP, f"k = {group.k}")):
+        if one is None or (one is baseline and word != "baseline"):
+            continue
+        draw_group(axes, one, look, options)
+        handles.append(
+            Line2D([], [], color=look.colour, marker=look.marker, lw=2, label=f"{word}: {series.final(one)}")
+        )
+    shade_warmup(axes, group, options.x)
+    for epoch in group.settings.get("schedule.milestones") or ():
+        axes.axvline(series.at_epoch(_whole(group), epoch, options.x), color="#888888", lw=0.8, ls=(0, (1, 2)))
+    axes.margins(x=0)
+    style.grid(axes)
+    axes.legend(handles=handles, loc="upper right", handlelength=1.6)
+
+
+def draw_group(axes: Axes, group: Group, look: Look, options: CurveOptions, tag: str = "") -> None:
+    """Draw mean and band of the finished runs of a group, and each of the others as a thin line.
+
+    ``tag`` names the artists in an SVG: a page shows and hides them by it.
+    """
+    for name, line in options.measures:
+        curve = series.curve(group.finished, name, options.x, options.smooth)
+        if curve:
+            (drawn,) = axes.plot(curve.x, curve.mean, color=look.colour, **line)
+            drawn.set_gid(f"{tag}mean:{name}")
+            if look.marker and line["linewidth"] > 1:
+                drawn.set(marker=look.marker, markersize=4, markevery=0.1)
+            if len(group.finished) > 1:
+                low, high = curve.mean - curve.std, curve.mean + curve.std
+                band = axes.fill_between(curve.x, low, high, color=look.colour, alpha=0.18, lw=0)
+                band.set_gid(f"{tag}band:{name}")
+        for number, run in enumerate((*group.diverged, *group.unfinished)):
+            lone = series.curve([run], name, options.x, options.smooth)
+            if lone and len(lone.x):
+                (drawn,) = axes.plot(lone.x, lone.mean, color=look.colour, lw=0.9, linestyle=line["linestyle"])
+                drawn.set(marker="x" if run.status == "diverged" else ">", markevery=[-1], markersize=7)
+                drawn.set_gid(f"{tag}run{number}:{name}")
+
+
+def shade_warmup(axes: Axes, group: Group, x_axis: str) -> None:
+    """Shade the epochs of the group's warmup, where one takes place."""
+    epochs = group.settings["warmup.epochs"]
+    if group.warmup != "none" and epochs:
+        axes.axvspan(0, series.at_epoch(_whole(group), epochs, x_axis), color=style.SHADE, lw=0, zorder=0)
+
+
+def set_scale(axes: Axes, groups: Sequence[Group], options: CurveOptions) -> None:
+    """Set the y-axis that suits what is drawn of all groups, with room for the legend above."""
+    runs = [run for group in groups for run in group.runs]
+    drawn = [run.epochs[name] for run in runs for name, _ in options.measures if name in run.epochs]
+    values = np.concatenate(drawn)
+    values = values[np.isfinite(values)]
+    if options.metric == "loss":
+        axes.set_yscale("log", nonpositive="clip")
+    elif values.any():
+        last_named = options.measures[-1][0]  # of validation, where it is drawn: training may end at 0
+        ends = [curve.mean[-1] for curve in _means(groups, last_named) if curve.mean[-1] > 0]
+        style.error_scale(axes, min([*ends, values.max()]), float(values.max()), HEADROOM)
+
+
+def _means(groups: Sequence[Group], name: str) -> list[series.Curve]:
+    curves = [series.curve(group.finished, name) for group in groups]
+    return [curve for curve in curves if curve]
+
+
+def _whole(group: Group) -> Sequence[Any]:
+    """Return the runs of a group that tell where its epochs lie: those of full length if there are any."""
+    return group.finished or group.runs[:1]
+
+
+def _key(figure: Figure, selection: Selection, options: CurveOptions) -> None:
+    """Say below the panels what lines and shades mean."""
+    words = {"train": "training", "val": "validation"}
+    handles: list[Any] = [
+        Line2D([], [], color="#444444", **line, label=_word(name, words)) for name, line in options.measures
+    ]
+    if any(len(group.finished) > 1 for group in selection.groups):
+        handles.append(Patch(color="#444444", alpha=0.25, lw=0, label="± 1 std over seeds"))
+    if any(group.warmup != "none" for group in selection.groups):
+        handles.append(Patch(color=style.SHADE, label="warmup"))
+    if any(group.settings.get("schedule.milestones") for group in selection.groups):
+        handles.append(Line2D([], [], color="#888888", lw=0.8, ls=(0, (1, 2)), label="rate decays"))
+    if any(group.diverged for group in selection.groups):
+        handles.append(Line2D([], [], color="#444444", lw=0.9, marker="x", label="diverged"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, handlelength=2.2)
+
+
+def _word(name: str, words: dict[str, str]) -> str:
+    return "validation, BN recomputed" if name == RECOMPUTED else words[name.partition("_")[0]]

@@ -1,0 +1,133 @@
+"""Images a second and time an iteration, against the number of workers or of processes."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator
+
+from largebatch.config import UserError
+from largebatch.report.figures import style
+from largebatch.report.runs import Run, flat
+from largebatch.report.select import Selection
+
+X_AXES = {"k": "workers k", "processes": "processes"}
+# What does not change the work of an iteration, or is on the x-axis.
+WITHOUT_EFFECT = ("k", "warmup.", "schedule.", "lr.", "epochs", "pitfall", "bn.", "optimizer.")
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast the runs of one kind were: images/s of each, its median over the epochs.
+
+    ``minibatch`` is in samples, ``processes`` their number.
+    """
+
+    x: int
+    minibatch: int
+    processes: int
+    images_per_second: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Images/s, median over the runs."""
+        return statistics.median(self.images_per_second)
+
+    @property
+    def iteration_ms(self) -> tuple[float, ...]:
+        """Time of an iteration of each run, in ms."""
+        return tuple(1000 * self.minibatch / rate for rate in self.images_per_second)
+
+
+def measured(selection: Selection, x: str) -> list[tuple[str, list[Speed]]]:
+    """Return what was measured, by rising x, under the name of what else decides the speed.
+
+    Raises:
+        UserError: no run finished an epoch.
+    """
+    found: dict[tuple[str, str], dict[tuple[int, int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
+    names: dict[str, str] = {}
+    for run in selection.runs:
+        speed = run.images_per_second
+        if speed:
+            k, n, processes = run.experiment["k"], run.experiment["n"], run.provenance["placement"]["processes"]
+            work = _work(run)
+            names[work] = f"{run.experiment['model']['name']} on {run.experiment['dataset']['name']}, n = {n}"
+            found[work, _place(run, x)][k if x == "k" else processes, k * n, processes].append(speed)
+    if not found:
+        raise UserError("None of these runs has finished an epoch, so there is no speed to draw.")
+    return [
+        (
+            f"{names[work]}, {place}" if len(names) > 1 else place,
+            [Speed(*key, tuple(speeds)) for key, speeds in sorted(points.items())],
+        )
+        for (work, place), points in found.items()
+    ]
+
+
+def ideal(points: Sequence[Speed]) -> list[float]:
+    """Return the images/s that the first point's would be if only the number of processes counted."""
+    first = points[0]
+    return [first.median * point.processes / first.processes for point in points]
+
+
+def draw(selection: Selection, x: str) -> Figure:
+    """Return the figure: images/s left, time of an iteration right, and dotted what ideal scaling would be."""
+    figure = style.blank(10.5, 4.8)
+    left, right = figure.subplots(1, 2)
+    kinds = measured(selection, x)
+    for number, (name, points) in enumerate(kinds):
+        look = style.look(number)
+        xs = [point.x for point in points]
+        perfect = ideal(points)
+        times = [1000 * point.minibatch / speed for point, speed in zip(points, perfect, strict=True)]
+        left.plot(xs, perfect, color=look.colour, ls=":", lw=1.4)
+        right.plot(xs, times, color=look.colour, ls=":", lw=1.4)
+        _ranges(left, xs, [point.images_per_second for point in points], look, name)
+        _ranges(right, xs, [point.iteration_ms for point in points], look, name)
+    for axes, title in ((left, "images a second"), (right, "time an iteration (ms)")):
+        style.doubling_axis(axes, [point.x for _, points in kinds for point in points])
+        axes.set(title=title, xlabel=X_AXES[x])
+        style.grid(axes)
+    left.set_ylim(bottom=0)
+    right.set_yscale("log")
+    right.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
+        set_formatter("{x:,g}")
+    handles, labels = left.get_legend_handles_labels()
+    handles.append(Line2D([], [], color="#444444", ls=":", lw=1.4))
+    labels.append("ideal: as many times the first point as processes")
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    return figure
+
+
+def _ranges(axes: Axes, xs: Sequence[int], values: Sequence[Sequence[float]], look: style.Look, name: str) -> None:
+    """Draw medians, with bars from the lowest run to the highest."""
+    middle = [statistics.median(one) for one in values]
+    down = [m - min(one) for m, one in zip(middle, values, strict=True)]
+    up = [max(one) - m for m, one in zip(middle, values, strict=True)]
+    bars = {"capsize": 3, "marker": look.marker, "ls": look.dashes, "color": look.colour}
+    axes.errorbar(xs, middle, [down, up], label=name, **bars)
+
+
+def _work(run: Run) -> str:
+    """Return what decides the work of an image."""
+    settings = flat(run.experiment)
+    kept = {key: value for key, value in settings.items() if not key.startswith(WITHOUT_EFFECT)}
+    return json.dumps(kept, sort_keys=True)
+
+
+def _place(run: Run, x: str) -> str:
+    processes = run.provenance["placement"]["processes"]
+    devices: Sequence[str] = run.provenance.get("devices") or ["?"]
+    device = devices[0]
+    if x == "processes":
+        return f"k = {run.experiment['k']}, on {device}"
+    return f"{processes} process{'es' * (processes > 1)} on {device}"
