@@ -320,9 +320,7 @@ class Record:
 
     def log(self, text: str) -> None:
         """Append a line to ``log.txt``, with the time; a full disk costs the line."""
-        with contextlib.suppress(OSError):
-            self._log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
-            self._log.flush()
+        _write_line(self._log, text)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""
@@ -334,6 +332,18 @@ class Record:
             with contextlib.suppress(OSError):  # what a full disk did not take has been told of
                 file.close()
         self._events.close()
+
+
+def append_log(directory: Path, text: str) -> None:
+    """Append a line to the ``log.txt`` of a run that has no process to do so."""
+    with contextlib.suppress(OSError), (directory / "log.txt").open("a", encoding="utf-8") as file:
+        _write_line(file, text)
+
+
+def _write_line(file: IO[str], text: str) -> None:
+    with contextlib.suppress(OSError):
+        file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        file.flush()
 
 
 def _yaml(values: Mapping[str, Any], indent: int = 0) -> str:

@@ -261,16 +261,16 @@ class Run:
 
     def _check_origin(self, found: checkpoint.Checkpoint) -> None:
         """Refuse a checkpoint of another run, or of other data."""
-        if found.state["run_hash"] != self.config.run_hash(self.learner.placement.precision):
-            raise UserError(
-                f"{found.path} belongs to another experiment or seed, so this one cannot go on from it: use another "
-                "run_dir."
-            )
         counts = [self.source.train_images, self.source.val_images]
         if found.state["images"] != counts:
             raise UserError(
                 f"run_dir={self.directory} was trained on {found.state['images']} training and validation images, and "
                 f"now there are {counts}: another order of samples. Restore the data, or use another run_dir."
+            )
+        if found.state["run_hash"] != self.config.run_hash(self.learner.placement.precision):
+            raise UserError(
+                f"{found.path} belongs to another experiment or seed, so this one cannot go on from it: use another "
+                "run_dir."
             )
 
     def _check_agreement(self) -> None:

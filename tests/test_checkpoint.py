@@ -78,11 +78,12 @@ def test_the_best_one_stays_beside_the_newest_until_a_better_one_comes(tmp_path)
 
 def test_other_files_are_no_checkpoints(tmp_path):
     path = write(tmp_path, 1)
-    for name in (f".{path.name}.1.tmp", f"copy-{path.name}", "1-x.safetensors", "notes.txt"):
+    strangers = {f"copy-{path.name}", "1-x.safetensors", "notes.txt"}
+    for name in {f".{path.name}.1.tmp", *strangers}:
         (tmp_path / name).write_bytes(path.read_bytes())
     assert checkpoint.candidates(tmp_path) == [path]
     checkpoint.sweep_up(tmp_path)
-    assert {other.name for other in tmp_path.iterdir()} == {path.name, f"copy-{path.name}", "1-x.safetensors", "notes.txt"}
+    assert {other.name for other in tmp_path.iterdir()} == {path.name, *strangers}
 
 
 def test_the_clock_does_not_decide_which_is_newest(tmp_path):
@@ -137,22 +138,26 @@ def test_a_bug_in_the_background_comes_to_light(tmp_path):
         work.finish()
 
 
-@pytest.mark.parametrize("place", [0.0, 0.1, 0.5, 0.99])
-def test_a_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path, place):
+def test_a_bit_flipped_anywhere_falls_back_to_the_checkpoint_before(tmp_path):
     write(tmp_path, 1)
     path = write(tmp_path, 2)
-    data = bytearray(path.read_bytes())
-    data[int(place * len(data))] ^= 1
-    path.write_bytes(data)
-    assert checkpoint.newest(tmp_path).state["iteration"] == 1
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        data = bytearray(whole)
+        data[place] ^= 1 << place % 8
+        path.write_bytes(data)
+        assert checkpoint.newest(tmp_path).state["iteration"] == 1, place
+    path.write_bytes(whole)
+    assert checkpoint.newest(tmp_path).state["iteration"] == 2
 
 
-@pytest.mark.parametrize("length", [0, 1, 8, 100, -1])
-def test_a_torn_file_falls_back_to_the_checkpoint_before(tmp_path, length):
+def test_a_file_torn_anywhere_falls_back_to_the_checkpoint_before(tmp_path):
     write(tmp_path, 1)
     path = write(tmp_path, 2)
-    path.write_bytes(path.read_bytes()[:length])
-    assert checkpoint.newest(tmp_path).state["iteration"] == 1
+    whole = path.read_bytes()
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        assert checkpoint.newest(tmp_path).state["iteration"] == 1, length
 
 
 def test_without_a_whole_checkpoint_there_is_none(tmp_path):

@@ -8,8 +8,9 @@ import torch
 import torch.distributed as dist
 
 from largebatch.config import Fault, UserError
-from largebatch.launch import RankError, launch
+from largebatch.launch import RankError, RankLost, launch
 from largebatch.launch.local import explained
+from largebatch.watchdog import Hang
 
 
 def act(scenario, here):
@@ -50,6 +51,7 @@ def test_the_rank_that_failed_of_itself_is_named_with_its_traceback(tmp_path, ca
     [
         (UserError("k=3 is odd: take k=4."), UserError, "k=3 is odd: take k=4."),
         (Fault("a loader process is gone."), RankError, "rank 1 of 2: a loader process is gone."),
+        (Hang("no progress: rank 0 is still training."), RankLost, "no progress: rank 0 is still training."),
     ],
 )
 def test_what_a_rank_says_in_a_sentence_stays_one(raised, kind, words, tmp_path, monkeypatch):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from largebatch.commands.outcome import STATUS, Call, Outcome, say
 from largebatch.config import Config, UserError
 from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.lock import holder
 from largebatch.placement import Placement, place
 from largebatch.record import (
+    append_log,
     default_directory,
     differences,
     holds_run,
@@ -27,7 +32,7 @@ def train(call: Call) -> Outcome:
 
 def train_run(config: Config, sweep: Path | None = None) -> Outcome:
     """Train what ``config`` says, unless it is done already; ``sweep`` is the directory of the sweep it is part of."""
-    from largebatch.launch import Stopped, launch
+    from largebatch.launch import Stopped
     from largebatch.world import hardware, started_outside
 
     placement = place(config, hardware(), *started_outside())
@@ -38,22 +43,38 @@ def train_run(config: Config, sweep: Path | None = None) -> Outcome:
         shown = "" if error is None else f" (error {error:.2f} %)"
         say(f"{over['status']} already: {directory}{shown}. Nothing was changed.")
         return Outcome(STATUS[over["status"]], str(directory), over)
-    from largebatch.train import fit
-
     try:
-        summary = launch(fit, (config, placement, directory), placement.processes, placement.threads)
+        summary = _launched(config, placement, directory)
     except Stopped as stop:
         summary = read_summary(directory) or {}
         if summary.get("status") in (None, "running", "failed"):  # its processes were not in the loop yet, or slow
             summary = {**summary, "status": "interrupted", "signal": stop.signal}
-            if directory.is_dir():
-                write_summary(directory, summary)
+            _correct(directory, summary)
     except BaseException as error:
         _note_failure(directory, error)
         raise
     if summary["status"] == "interrupted":
         return Outcome(INTERRUPTED if summary["signal"] == "SIGINT" else ENDED, str(directory), summary)
     return Outcome(STATUS[summary["status"]], str(directory), summary)
+
+
+def _launched(config: Config, placement: Placement, directory: Path) -> dict[str, Any]:
+    """Train in as many processes as were placed; where one of them dies, go on from the last checkpoint."""
+    from largebatch.launch import RankLost, launch
+    from largebatch.train import fit
+
+    restarts = 0
+    while True:
+        try:
+            return launch(fit, (config, placement, directory), placement.processes, placement.threads)
+        except RankLost as error:
+            if restarts == config.launcher.max_restarts:
+                raise
+            restarts += 1
+            note = f"{error} Restart {restarts} of {config.launcher.max_restarts} (launcher.max_restarts)."
+            say(f"largebatch: {note}")
+            append_log(directory, note)
+            config = replace(config, resume=True)
 
 
 def _run_is_over(config: Config, placement: Placement, directory: Path) -> dict[str, Any] | None:
@@ -87,4 +108,11 @@ def _note_failure(directory: Path, error: BaseException) -> None:
     """Correct the summary of a run whose rank 0 was killed, or knows only that it lost another rank."""
     summary = read_summary(directory) or {}
     if summary.get("status") in ("running", "failed"):
-        write_summary(directory, {**summary, "status": "failed", "reason": str(error).partition("\n")[0]})
+        _correct(directory, {**summary, "status": "failed", "reason": str(error).partition("\n")[0]})
+
+
+def _correct(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Write a summary for processes that could not, unless the directory is another run's by now."""
+    if directory.is_dir() and holder(directory) is None:
+        with contextlib.suppress(OSError):  # what went wrong is told on the terminal too
+            write_summary(directory, summary)

@@ -23,12 +23,17 @@ from largebatch.interrupt import Signals
 
 R = TypeVar("R")
 
+HANG = "Hang"  # the exception's name, by which the word of a rank that found the run hanging is known
 _PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.1  # between two looks at the ranks
 
 
 class RankError(Fault):
     """A process of the run failed; the message names it, and holds its traceback where it left one."""
+
+
+class RankLost(RankError):
+    """A process of the run was killed, or hangs: what it did may be done again."""
 
 
 class Stopped(Exception):
@@ -55,6 +60,7 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
     Raises:
         UserError: what a process found wrong with the user's input.
         RankError: a process failed; the first of them is named.
+        RankLost: it was killed, or hung.
         Stopped: a signal came before the processes could heed it.
     """
     if processes == 1 or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
@@ -140,10 +146,11 @@ def explained(error: Any, processes: int) -> Exception:
         return UserError(text)
     if name == Fault.__name__:
         return RankError(f"rank {rank} of {processes}: {text}")
+    if name == HANG:  # found by another rank than the one that it names
+        return RankLost(text)
     if failure.exitcode < 0:
-        what = f"was killed by {signal.Signals(-failure.exitcode).name}"
-    else:
-        what = f"failed with exit status {failure.exitcode}"
+        return RankLost(f"rank {rank} of {processes} was killed by {signal.Signals(-failure.exitcode).name}.")
+    what = f"failed with exit status {failure.exitcode}"
     return RankError(f"rank {rank} of {processes} {what}" + (f":\n{trace.rstrip()}" if trace else "."))
 
 
