@@ -10,25 +10,30 @@ import contextlib
 import os
 import re
 import sys
-import traceback
 import typing
+from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from largebatch.bench.config import WHAT, BenchConfig
+from largebatch.commands.arms import one_by_one
 from largebatch.commands.bench import bench
 from largebatch.commands.certify import certify
 from largebatch.commands.compact import COMPACT
 from largebatch.commands.explain import explain
-from largebatch.commands.outcome import DIVERGED, FAULT, MISTAKE, Call, Command, Outcome, PlainCommand, Values, say
+from largebatch.commands.outcome import FAULT, MISTAKE, Call, Command, PlainCommand, Values, say
 from largebatch.commands.plot import PLOT
+from largebatch.commands.sweep import sweep_arms
 from largebatch.commands.table import TABLE
 from largebatch.commands.train import train
 from largebatch.config import LAUNCHERS, CertifyConfig, Config, Fault, UserError, nearest
-from largebatch.interrupt import ENDED, INTERRUPTED
-from largebatch.record import describe
+from largebatch.interrupt import INTERRUPTED
+from largebatch.sweep.manifest import Arm
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 
 def configuration_directory() -> Path:
@@ -37,7 +42,7 @@ def configuration_directory() -> Path:
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 
-TRAIN = Command("train a network from k workers of n samples each, and record the run", train)
+TRAIN = Command("train a network from k workers of n samples each, and record the run", train, sweep_arms)
 COMMANDS: dict[str, Command | PlainCommand] = {
     "train": TRAIN,
     "certify": Command("prove that k workers are k workers, on any number of processes", certify),
@@ -120,79 +125,59 @@ def _usage() -> str:
     )
 
 
+class _Application:
+    """What Hydra calls: once, or through a launcher of ours once for all arms of a sweep."""
+
+    def __init__(self, command: Command, arguments: list[str]) -> None:
+        self.command, self.arguments = command, arguments
+        self.status = 0  # of --help and --cfg, which call nothing
+        self.fault: Exception | None = None  # raised again by compose(): here Hydra would word it first
+
+    def __call__(self, composed: DictConfig) -> None:
+        self._do(lambda: self.command.run(Call(self._plain(composed))).status)
+
+    def sweep(self, directory: Path, arms: Sequence[Arm]) -> None:
+        """Run or submit the arms; ``directory`` is the sweep's."""
+        command = self.command
+        self._do(lambda: command.sweep(directory, arms) if command.sweep else one_by_one(command, arms))
+
+    def _plain(self, composed: DictConfig) -> Values:
+        from omegaconf import OmegaConf
+
+        values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
+        values.pop("experiment", None)
+        return values
+
+    def _do(self, work: Callable[[], int]) -> None:
+        sys.argv = ["largebatch", *self.arguments]  # Hydra has read its part: the record wants the whole
+        try:
+            self.status = work()
+        except Exception as error:
+            self.fault = error
+
+
 def compose(name: str, command: Command, arguments: list[str]) -> int:
     """Compose the configuration of a command with Hydra, and run it once, or once for every arm of a sweep."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us, to be put into a sentence
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from hydra.errors import HydraException
-    from hydra.types import RunMode
-    from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
-
-    outcomes: list[tuple[str, Outcome]] = []
-    faults: list[Exception] = []
-
-    def plain(composed: DictConfig) -> Values:
-        try:
-            values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
-        except OmegaConfBaseException as error:
-            raise UserError(_in_a_sentence(error)) from None
-        values.pop("experiment", None)
-        return values
-
-    @hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)
-    def application(composed: DictConfig) -> None:
-        sys.argv = ["largebatch", name, *arguments]  # Hydra has read its part: the record wants the whole
-        hydra_config = HydraConfig.get()
-        if hydra_config.mode != RunMode.MULTIRUN:
-            try:
-                outcomes.append(("", command.run(Call(plain(composed), None))))
-            except Exception as error:  # raised again below: here Hydra would say it in words of its own first
-                faults.append(error)
-            return
-        arm = " ".join(hydra_config.overrides.task)
-        try:
-            outcome = command.run(Call(plain(composed), Path(hydra_config.sweep.dir)))
-        except UserError as error:
-            say(f"largebatch: {error}")
-            outcome = Outcome(MISTAKE, summary={"status": "failed"})
-        except Fault as error:
-            say(f"largebatch: {error}")
-            outcome = Outcome(FAULT, summary={"status": "failed"})
-        except Exception:  # an arm's fault is shown, and the sweep goes on
-            traceback.print_exc()
-            outcome = Outcome(FAULT, summary={"status": "failed"})
-        outcomes.append((arm, outcome))
-        if outcome.status in (INTERRUPTED, ENDED):
-            raise KeyboardInterrupt
 
     if "RANK" in os.environ and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
         raise UserError("a sweep (-m) cannot be run inside a rank: start it once, without torchrun.")
+    application = _Application(command, [name, *arguments])
     sys.argv = ["largebatch", *arguments]
     try:
-        application()
-        for fault in faults:
-            raise fault
+        hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)(application)()
+        if application.fault:
+            raise application.fault
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_a_sentence(error)) from None
     except ValueError as error:
         if not str(error).startswith("Config group override must be"):
             raise
         raise UserError("A group such as model=… takes one of its names, not a number or a list: see --help.") from None
-    except KeyboardInterrupt:
-        if not outcomes:
-            raise
-    if not outcomes:  # --help, --cfg
-        return 0
-    if not outcomes[0][0]:
-        return outcomes[0][1].status
-    if any(outcome.summary for _, outcome in outcomes):
-        say("\n" + describe((arm, outcome.summary) for arm, outcome in outcomes))
-    statuses = {outcome.status for _, outcome in outcomes}
-    if statuses & {INTERRUPTED, ENDED}:
-        return max(statuses & {INTERRUPTED, ENDED})
-    return 0 if statuses <= {0, DIVERGED} else FAULT
+    return application.status
 
 
 def _in_a_sentence(error: Exception) -> str:

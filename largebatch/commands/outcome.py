@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from largebatch.sweep.manifest import Arm
 
 FAULT, MISTAKE, DIVERGED = 1, 2, 3
 STATUS = {"done": 0, "stopped": 0, "diverged": DIVERGED, "failed": FAULT}
@@ -17,10 +19,10 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a command: composed values, and the sweep's directory where it is an arm of one."""
+    """One call of a command: composed values."""
 
     values: Values
-    sweep: Path | None
+    sweep: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -34,10 +36,15 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Command:
-    """A sub-command whose values Hydra composes: its line in the list, and what it does for one call."""
+    """A sub-command whose values Hydra composes: its line in the list, and what it does for one call.
+
+    ``sweep`` is what it does with all arms of ``-m``, given the sweep's directory, and returns the exit status; where
+    it is None the arms are calls one after another.
+    """
 
     summary: str
     run: Callable[[Call], Outcome]
+    sweep: Callable[[Path, Sequence[Arm]], int] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,46 @@
+"""The arms of a sweep in this process, one after another: one's failure is shown, and leaves the others alone."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+
+from largebatch.commands.outcome import DIVERGED, FAULT, MISTAKE, Call, Command, Outcome, say
+from largebatch.config import Fault, UserError
+from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.sweep.manifest import Arm
+
+
+def one_by_one(command: Command, arms: Sequence[Arm]) -> int:
+    """Call ``command`` for every arm, and return the exit status of all."""
+    statuses = []
+    for number, arm in enumerate(arms, start=1):
+        say(f"── {number} of {len(arms)}: {arm.words}")
+        statuses.append(attempt(lambda arm=arm: command.run(Call(dict(arm.values)))).status)  # type: ignore[misc]
+        if statuses[-1] in (INTERRUPTED, ENDED):
+            break
+    return exit_status(statuses)
+
+
+def attempt(work: Callable[[], Outcome]) -> Outcome:
+    """Return what one arm comes to, its failure included; that is said here, with a traceback where it is a bug."""
+    try:
+        return work()
+    except UserError as error:
+        say(f"largebatch: {error}")
+        return Outcome(MISTAKE, summary={"status": "failed"})
+    except Fault as error:
+        say(f"largebatch: {error}")
+    except KeyboardInterrupt:
+        return Outcome(INTERRUPTED, summary={"status": "interrupted"})
+    except Exception:
+        traceback.print_exc()
+    return Outcome(FAULT, summary={"status": "failed"})
+
+
+def exit_status(statuses: Iterable[int]) -> int:
+    """Return the exit status of a sweep: interrupted if an arm was, a fault if one failed; diverging is a result."""
+    found = {*statuses}
+    if stopped := found & {INTERRUPTED, ENDED}:
+        return max(stopped)
+    return 0 if found <= {0, DIVERGED} else FAULT
