@@ -165,8 +165,8 @@ def split(array: Array, limit: int) -> list[Array]:
     ]
 
 
-def submit(directory: Path, arrays: Sequence[Array]) -> list[str]:
-    """Submit arrays of tasks of the sweep in ``directory``, and return their numbers at SLURM.
+def submit(directory: Path, arrays: Sequence[Array]) -> dict[str, Array]:
+    """Submit arrays of tasks of the sweep in ``directory``, and return them, or their parts, by number at SLURM.
 
     Raises:
         UserError: this is no SLURM cluster, or sbatch refuses one, in its own words. Those before it stay submitted.
@@ -174,7 +174,7 @@ def submit(directory: Path, arrays: Sequence[Array]) -> list[str]:
     directory = directory.absolute()
     (directory / SCRIPTS).mkdir(parents=True, exist_ok=True)
     limit = _largest_array()
-    jobs: list[str] = []
+    jobs: dict[str, Array] = {}
     for array in [part for whole in arrays for part in split(whole, limit)]:
         script = directory / SCRIPTS / f"{len(list((directory / SCRIPTS).glob('*.sh')))}.sh"
         script.write_text(array.script(directory), encoding="utf-8")
@@ -183,7 +183,7 @@ def submit(directory: Path, arrays: Sequence[Array]) -> list[str]:
         except Fault as error:
             before = f" Submitted before it: {', '.join(jobs)}." if jobs else " Nothing was submitted."
             raise UserError(f"{error} The batch script is {script}.{before}") from None
-        jobs.append(job)
+        jobs[job] = array
         line = {"job": job, "script": f"{SCRIPTS}/{script.name}", "tasks": array.tasks, "offset": array.offset}
         line |= {"submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
         with (directory / JOBS).open("a", encoding="utf-8") as file:
