@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -15,9 +16,11 @@ from largebatch.commands.outcome import FAULT, STATUS, Outcome, say
 from largebatch.commands.train import train_run
 from largebatch.config import LocalConfig, UserError
 from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.launch.slurm import ranges
 from largebatch.lock import holder, owned
 from largebatch.record import describe, holds_run, read_summary
-from largebatch.sweep.manifest import NAME, Arm, Task, log_of, plan
+from largebatch.sweep import slurm
+from largebatch.sweep.manifest import NAME, Arm, Task, log_of, nothing_allotted, plan
 from largebatch.sweep.origin import note_call
 from largebatch.sweep.status import distinct, over, read_outcome, write_outcome
 
@@ -28,26 +31,33 @@ def sweep_arms(directory: Path, arms: Sequence[Arm]) -> int:
     Raises:
         UserError: an arm is refused; nothing was started.
     """
-    if arms[0].values["launcher"]["name"] == "slurm":
-        from largebatch.commands.submit import submit
-
-        submit(directory, arms)
-        return 0
+    to_slurm = arms[0].values["launcher"]["name"] == "slurm"
+    if to_slurm:
+        arms = [slurm.on_nodes(arm) for arm in arms]
+        if arms[0].values["launcher"]["dry_run"]:
+            print("\n".join(slurm.scripts(directory, arms)), end="")
+            _remove_unplanned(directory)
+            return 0
     try:
         with _owned(directory):
-            tasks = plan(directory, arms)
+            tasks = plan(directory, arms, slurm.resources if to_slurm else nothing_allotted)
             for task, arm in zip(tasks, arms, strict=True):
                 if arm.values["sweep"]["force"]:
                     put_away(directory, task)
             say_other_code(directory, tasks[0])
-            return _run_here(directory, tasks)
+            return _submit(directory, tasks) if to_slurm else _run_here(directory, tasks)
     except UserError:
-        if not (directory / NAME).exists():  # what Hydra and the lock have left there
-            for name in ("multirun.yaml", "lock"):
-                (directory / name).unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it was not ours alone
-                os.removedirs(directory)
+        _remove_unplanned(directory)
         raise
+
+
+def _remove_unplanned(directory: Path) -> None:
+    """Remove what Hydra and the lock have left in a directory that has not become a sweep's."""
+    if not (directory / NAME).exists():
+        for name in ("multirun.yaml", "lock"):
+            (directory / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it was not ours alone
+            os.removedirs(directory)
 
 
 def say_other_code(directory: Path, task: Task) -> None:
@@ -82,6 +92,18 @@ def put_away(directory: Path, task: Task) -> None:
     target = place / str(len(list(place.iterdir())))
     shutil.move(task.directory, target)
     say(f"The earlier record of {task.directory} is in {target} now.")
+
+
+def _submit(directory: Path, tasks: Sequence[Task]) -> int:
+    """Submit those tasks to SLURM that have no result yet, and are not on their way to one; say how to look at them."""
+    missing = slurm.missing(directory, tasks)
+    if len(missing) < len(tasks):
+        say(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are done already, or on their way.")
+    for job, array in slurm.submit(directory, missing).items():
+        asked = f"nodes={array.nodes} processes={array.processes} gpus={array.gpus}"
+        say(f"submitted job {job}: tasks {ranges(array.tasks)}, each with {asked}")
+    say(f"to look at them: largebatch sweep status {shlex.quote(str(directory))}")
+    return 0
 
 
 def _run_here(directory: Path, tasks: Sequence[Task]) -> int:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from largebatch.config import Config, SlurmConfig, UserError, divisors, listed
 from largebatch.launch import slurm
-from largebatch.record import read_summary
 from largebatch.sweep.manifest import NAME, Arm, Resources, Task, plan
+from largebatch.sweep.status import over
 
 
 def resources(config: Config) -> Resources:
@@ -74,7 +74,7 @@ def scripts(directory: Path, arms: Sequence[Arm]) -> list[str]:
     with tempfile.TemporaryDirectory() as elsewhere:
         if (directory / NAME).exists():
             shutil.copy(directory / NAME, elsewhere)
-        tasks = plan(Path(elsewhere), [on_nodes(arm) for arm in arms], resources)
+        tasks = plan(Path(elsewhere), arms, resources)
     return [array.script(directory.absolute()) for array in arrays(tasks)]
 
 
@@ -87,7 +87,7 @@ def missing(directory: Path, tasks: Sequence[Task]) -> list[Task]:
     """
     known = slurm.states(directory)
     alive = {number for number, element in known.items() if element.queued or element.running}
-    return [task for task in tasks if task.number not in alive and not _has_a_result(task)]
+    return [task for task in tasks if task.number not in alive and over(task) is None]
 
 
 def submit(directory: Path, tasks: Sequence[Task]) -> dict[str, slurm.Array]:
@@ -97,10 +97,6 @@ def submit(directory: Path, tasks: Sequence[Task]) -> dict[str, slurm.Array]:
         UserError: this is no SLURM cluster, or it refuses them.
     """
     return slurm.submit(directory, arrays(tasks))
-
-
-def _has_a_result(task: Task) -> bool:
-    return (read_summary(task.directory) or {}).get("status") in ("done", "diverged")
 
 
 def _settings(config: Config) -> SlurmConfig:
