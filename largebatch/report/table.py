@@ -49,13 +49,14 @@ def table(selection: Selection | None, margin: float, shape: str, published: str
     if shape == "csv":
         extra = further_settings(selection) if selection else ()
         return _as_csv([_published_values(one) for one in beside] or [row.to_mapping(extra) for row in rows])
-    tables = [_our_cells(selection, rows, margin)] if selection else []
+    tables = [our_cells(selection, rows, margin)] if selection else []
     if published:
         tables.append(_published_cells(paper.published(published), beside, selection))
     return "\n\n".join(map({"text": as_text, "markdown": as_markdown, "latex": as_latex}[shape], tables))
 
 
-def _our_cells(selection: Selection, rows: Sequence[Row], margin: float) -> Cells:
+def our_cells(selection: Selection, rows: Sequence[Row], margin: float) -> Cells:
+    """Return the table of our runs in words."""
     extra = further_settings(selection)
     heads = ["k", "n", "kn", "rate", "warmup", *(key.removesuffix(".name") for key in extra), "seeds", "error %"]
     heads += ["difference", "verdict", "in band"] if selection.baseline else []
@@ -246,7 +247,7 @@ def as_latex(table: Cells) -> str:
 
 
 def _is_number(cells: Iterable[str]) -> bool:
-    return all(cell == NONE or cell[:1].isdigit() or cell[:2] in ("+0", "-0") for cell in cells)
+    return all(cell == NONE or re.match(r"[+-]?\d", cell) for cell in cells)
 
 
 def _as_csv(rows: Sequence[dict[str, Any]]) -> str:
