@@ -34,6 +34,8 @@ def test_unfinished_diverged_and_resumed_runs_are_said_and_have_no_error(record,
     going = record([50.0, 40.0], seed=1, status="running")
     lost = record([80.0, 90.0, 95.0], seed=2, status="diverged")
     again = record(11.0, seed=3, starts=3)
+    with (going / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "iter')
     (group,) = chosen(tmp_path).groups
     assert group.errors == (10.0, 11.0)
     assert [[run.seed for run in runs] for runs in (group.finished, group.unfinished, group.diverged)] == [
@@ -44,6 +46,7 @@ def test_unfinished_diverged_and_resumed_runs_are_said_and_have_no_error(record,
     assert chosen(tmp_path).notes == (
         f"{going} is unfinished (running, 2 of 6 epochs): it counts in no figure.",
         f"{lost} diverged after 3 epochs: it has no final error.",
+        f"{going}: the last line of metrics.jsonl is cut short, and was left out.",
         f"{again} was resumed 2 times.",
     )
 
