@@ -25,6 +25,7 @@ from largebatch.commands.compact import COMPACT
 from largebatch.commands.explain import explain
 from largebatch.commands.outcome import FAULT, MISTAKE, Call, Command, PlainCommand, Values, say
 from largebatch.commands.plot import PLOT
+from largebatch.commands.report import REPORT
 from largebatch.commands.sweep import sweep_arms
 from largebatch.commands.table import TABLE
 from largebatch.commands.train import train
@@ -50,6 +51,7 @@ COMMANDS: dict[str, Command | PlainCommand] = {
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
     "table": TABLE,
     "plot": PLOT,
+    "report": REPORT,
     "compact": COMPACT,
 }
 

@@ -126,6 +126,17 @@ class Given:
             raise UserError(f"{key}={text} is not {what}.")
         return value
 
+    def whole(self, key: str, least: int) -> int:
+        """Return a whole number.
+
+        Raises:
+            UserError: it is not one of ``least`` or more.
+        """
+        text = self.text(key) or ""
+        if not (text.isdecimal() and int(text) >= least):
+            raise UserError(f"{key}={text} is not a whole number of {least} or more.")
+        return int(text)
+
     def flag(self, key: str) -> bool:
         """Return whether a key is true.
 

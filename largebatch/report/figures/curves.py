@@ -39,6 +39,7 @@ class CurveOptions:
         x: One of :data:`largebatch.report.figures.series.X_AXES`.
         recomputed: Whether to draw validation error with recomputed BN statistics too.
         smooth: Epochs of the trailing mean that is drawn; 1 is what was recorded.
+        band: Opacity of the bands; many in one panel should be faint.
 
     Raises:
         UserError: a metric was not measured so.
@@ -49,6 +50,7 @@ class CurveOptions:
     x: str = "epochs"
     recomputed: bool = False
     smooth: int = 1
+    band: float = 0.18
 
     def __post_init__(self) -> None:
         if self.metric == "top5" and self.show == "train":
@@ -104,44 +106,66 @@ def draw(selection: Selection, options: CurveOptions) -> Figure:
 
 def draw_panel(axes: Axes, group: Group, baseline: Group | None, options: CurveOptions) -> None:
     """Draw one group beside the baseline, with the final error of each in the legend."""
+    shown = [] if baseline is None else [(baseline, style.BASELINE, "baseline")]
+    if group is not baseline:
+        shown.append((group, GROUP, f"k = {group.k}"))
     handles = []
-    for one, look, word in ((baseline, style.BASELINE, "baseline"), (group, GROUP, f"k = {group.k}")):
-        if one is None or (one is baseline and word != "baseline"):
-            continue
-        draw_group(axes, one, look, options)
-        handles.append(
-            Line2D([], [], color=look.colour, marker=look.marker, lw=2, label=f"{word}: {series.final(one)}")
-        )
+    for one, look, word in shown:
+        for name, line in options.measures:
+            draw_group(axes, one, name, look, options, **line)
+        label = f"{word}: {series.final(one)}"
+        handles.append(Line2D([], [], color=look.colour, marker=look.marker, lw=2, label=label))
     shade_warmup(axes, group, options.x)
-    for epoch in group.settings.get("schedule.milestones") or ():
-        axes.axvline(series.at_epoch(_whole(group), epoch, options.x), color="#888888", lw=0.8, ls=(0, (1, 2)))
+    mark_decays(axes, group, options.x)
     axes.margins(x=0)
     style.grid(axes)
     axes.legend(handles=handles, loc="upper right", handlelength=1.6)
 
 
-def draw_group(axes: Axes, group: Group, look: Look, options: CurveOptions, tag: str = "") -> None:
-    """Draw mean and band of the finished runs of a group, and each of the others as a thin line.
+def draw_group(
+    axes: Axes, group: Group, name: str, look: Look, options: CurveOptions, tag: str = "", **line: Any
+) -> None:
+    """Draw one column of a group: mean and band of the finished runs, and each of the others as a thin line.
 
-    ``tag`` names the artists in an SVG: a page shows and hides them by it.
+    Args:
+        axes: Where.
+        group: The runs.
+        name: The column of the epoch lines.
+        look: Its colour and marker.
+        options: The x-axis, and how far curves are smoothed.
+        tag: Begins the ids of what is drawn, for a page that shows and hides it.
+        line: linestyle and linewidth of the mean.
     """
-    for name, line in options.measures:
-        curve = series.curve(group.finished, name, options.x, options.smooth)
-        if curve:
-            (drawn,) = axes.plot(curve.x, curve.mean, color=look.colour, **line)
-            drawn.set_gid(f"{tag}mean:{name}")
-            if look.marker and line["linewidth"] > 1:
-                drawn.set(marker=look.marker, markersize=4, markevery=0.1)
-            if len(group.finished) > 1:
-                low, high = curve.mean - curve.std, curve.mean + curve.std
-                band = axes.fill_between(curve.x, low, high, color=look.colour, alpha=0.18, lw=0)
-                band.set_gid(f"{tag}band:{name}")
-        for number, run in enumerate((*group.diverged, *group.unfinished)):
-            lone = series.curve([run], name, options.x, options.smooth)
-            if lone and len(lone.x):
-                (drawn,) = axes.plot(lone.x, lone.mean, color=look.colour, lw=0.9, linestyle=line["linestyle"])
-                drawn.set(marker="x" if run.status == "diverged" else ">", markevery=[-1], markersize=7)
-                drawn.set_gid(f"{tag}run{number}:{name}")
+    curve = series.curve(group.finished, name, options.x, options.smooth)
+    if curve:
+        front = 3 if look is style.BASELINE else 2
+        (drawn,) = axes.plot(curve.x, curve.mean, color=look.colour, gid=f"{tag}mean", zorder=front, **line)
+        if look.marker and line["linewidth"] > 1:
+            drawn.set(marker=look.marker, markersize=4, markevery=0.1)
+        if len(group.finished) > 1:
+            low, high = curve.mean - curve.std, curve.mean + curve.std
+            axes.fill_between(curve.x, low, high, color=look.colour, alpha=options.band, lw=0, gid=f"{tag}band")
+    for number, run in enumerate((*group.diverged, *group.unfinished)):
+        lone = series.curve([run], name, options.x, options.smooth)
+        if lone and len(lone.x):
+            thin: dict[str, Any] = {
+                "color": look.colour,
+                "lw": 0.9,
+                "linestyle": line["linestyle"],
+                "gid": f"{tag}run{number}",
+            }
+            end: dict[str, Any] = {
+                "marker": "x" if run.status == "diverged" else ">",
+                "markevery": [-1],
+                "markersize": 7,
+            }
+            axes.plot(lone.x, lone.mean, **thin, **end)
+
+
+def mark_decays(axes: Axes, group: Group, x_axis: str) -> None:
+    """Draw a dotted line at every epoch at which the group's rate decays."""
+    for epoch in group.settings.get("schedule.milestones") or ():
+        axes.axvline(series.at_epoch(_whole(group), epoch, x_axis), color="#888888", lw=0.8, ls=(0, (1, 2)))
 
 
 def shade_warmup(axes: Axes, group: Group, x_axis: str) -> None:
@@ -151,18 +175,19 @@ def shade_warmup(axes: Axes, group: Group, x_axis: str) -> None:
         axes.axvspan(0, series.at_epoch(_whole(group), epochs, x_axis), color=style.SHADE, lw=0, zorder=0)
 
 
-def set_scale(axes: Axes, groups: Sequence[Group], options: CurveOptions) -> None:
-    """Set the y-axis that suits what is drawn of all groups, with room for the legend above."""
+def set_scale(axes: Axes, groups: Sequence[Group], options: CurveOptions, headroom: float = HEADROOM) -> None:
+    """Set the y-axis that suits what is drawn of all groups, with room above for the legend."""
     runs = [run for group in groups for run in group.runs]
     drawn = [run.epochs[name] for run in runs for name, _ in options.measures if name in run.epochs]
     values = np.concatenate(drawn)
     values = values[np.isfinite(values)]
     if options.metric == "loss":
         axes.set_yscale("log", nonpositive="clip")
+        style.plain_numbers(axes)
     elif values.any():
         last_named = options.measures[-1][0]  # of validation, where it is drawn: training may end at 0
         ends = [curve.mean[-1] for curve in _means(groups, last_named) if curve.mean[-1] > 0]
-        style.error_scale(axes, min([*ends, values.max()]), float(values.max()), HEADROOM)
+        style.error_scale(axes, min([*ends, values.max()]), float(values.max()), headroom)
 
 
 def _means(groups: Sequence[Group], name: str) -> list[series.Curve]:

@@ -112,6 +112,7 @@ def draw_group(axes: Axes, group: Group, look: style.Look, x_axis: str, label: s
 def set_scale(axes: Axes, x_axis: str) -> None:
     """Set the axes: rates fall by factors."""
     axes.set_yscale("log", nonpositive="clip")
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.set(xlabel=series.X_AXES[x_axis], ylabel="learning rate")
     axes.margins(x=0)
     style.grid(axes)

@@ -109,15 +109,27 @@ def _titles(selection: Selection | None, published: Table | None, panels: int) -
     return [ours, theirs] if panels == 2 else [ours or theirs]
 
 
-def draw_runs(axes: Axes, selection: Selection, margin: float) -> None:
-    """Draw our groups: a point each at its mean ± 2 std, and the baseline's as a band across."""
+def draw_runs(axes: Axes, selection: Selection, margin: float, tags: Mapping[str, str] | None = None) -> None:
+    """Draw our groups: a point each at its mean ± 2 std, and the baseline's as a band across.
+
+    Args:
+        axes: Where.
+        selection: The runs.
+        margin: Of equivalence, in points.
+        tags: Begin the ids of what is drawn of a group, by its hash, for a page that shows and hides it.
+    """
     baseline = selection.baseline
     verdicts = {row.group.hash: row.comparison.verdict for row in make_rows(selection, margin) if row.comparison}
     rows = rows_of(selection.groups)
     for number, (row, label) in enumerate(zip(rows, _row_labels(rows), strict=True)):
         look = ROW_LOOKS[number % len(ROW_LOOKS)]
         dodge = 2 ** (DODGE * (2 * number - len(rows) + 1))
-        _row_line(axes, [group for group in row if group.errors], baseline, look, dodge, label)
+        at = [(group, group.minibatch * (1.0 if group is baseline else dodge)) for group in row if group.errors]
+        axes.plot([x for _, x in at], [_mean(group) for group, _ in at], color=look.colour, ls=look.dashes, lw=1.2)
+        for group, x in at:
+            if group is not baseline:
+                _point(axes, group, x, look, (tags or {}).get(group.hash, ""))
+        axes.plot([], [], color=look.colour, ls=look.dashes, marker=look.marker, lw=1.4, label=label)
         best = largest_equivalent(row, verdicts)
         if best is not None:
             ring: dict[str, Any] = {
@@ -151,18 +163,13 @@ def _mean(group: Group) -> float:
     return mean_and_std(group.errors)[0]
 
 
-def _row_line(
-    axes: Axes, row: Sequence[Group], baseline: Group | None, look: style.Look, dodge: float, label: str
-) -> None:
-    """Draw a row of groups with errors; the baseline has a mark of its own."""
-    at = [group.minibatch * (1.0 if group is baseline else dodge) for group in row]
-    axes.plot(at, [_mean(group) for group in row], color=look.colour, linestyle=look.dashes, lw=1.2)
-    for x, group in zip(at, row, strict=True):
-        if group is not baseline:
-            bar = BAND * mean_and_std(group.errors)[1] if len(group.errors) > 1 else 0.0
-            drawn = axes.errorbar(x, _mean(group), bar, color=look.colour, marker=look.marker, capsize=4, lw=1.4)
-            drawn.lines[0].set_gid(f"{group.hash}:point")
-    axes.plot([], [], color=look.colour, linestyle=look.dashes, marker=look.marker, lw=1.4, label=label)
+def _point(axes: Axes, group: Group, x: float, look: style.Look, tag: str) -> None:
+    """Draw the point of a group with its error bar."""
+    bar = BAND * mean_and_std(group.errors)[1] if len(group.errors) > 1 else 0.0
+    drawn = axes.errorbar(x, _mean(group), bar, color=look.colour, marker=look.marker, capsize=4, lw=1.4)
+    line, caps, bars = drawn.lines
+    for number, artist in enumerate((line, *caps, *bars)):
+        artist.set_gid(f"{tag}point{number}")
 
 
 def _diverged(axes: Axes, group: Group, dodge: float, colour: str) -> None:

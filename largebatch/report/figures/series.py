@@ -60,9 +60,11 @@ def curve(runs: Sequence[Run], name: str, x_axis: str = "epochs", smooth: int = 
 
 
 def at_epoch(runs: Sequence[Run], epoch: float, x_axis: str) -> float:
-    """Return where an epoch, which may be a fraction, lies on an x-axis."""
+    """Return where an epoch, which may be a fraction, lies on an x-axis; NaN where no run came that far."""
+    if x_axis == "epochs":
+        return epoch
     xs = np.mean([progress(run, x_axis) for run in runs], axis=0)
-    return float(np.interp(epoch, np.arange(len(xs) + 1), np.concatenate([[0.0], xs])))
+    return float(np.interp(epoch, np.arange(len(xs) + 1), np.concatenate([[0.0], xs]), right=np.nan))
 
 
 def final(group: Group) -> str:
@@ -81,10 +83,12 @@ def names(selection: Selection) -> dict[str, str]:
     """Return what to call each group, by its hash: its label, and the settings that tell it from the others."""
     groups = selection.groups
     further = [key for key in selection.differing if key not in LABELLED]
-    labels = {group.hash: ", ".join([group.label, *_settings(group, further)]) for group in groups}
-    if len(set(labels.values())) == len(groups):
-        return labels
-    return {group.hash: f"{labels[group.hash]}, {', '.join(_settings(group, LABELLED))}" for group in groups}
+    labels = {group.hash: [group.label, *_settings(group, further)] for group in groups}
+    if len({tuple(label) for label in labels.values()}) < len(groups):
+        labels = {group.hash: [*labels[group.hash], *_settings(group, LABELLED)] for group in groups}
+    if selection.baseline:
+        labels[selection.baseline.hash].append("baseline")
+    return {name: ", ".join(label) for name, label in labels.items()}
 
 
 def looks(selection: Selection) -> dict[str, style.Look]:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -22,6 +23,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
+    "text.parse_math": False,  # names of runs may hold a $
     "lines.solid_capstyle": "round",
     "pdf.fonttype": 42,  # text stays text, which journals ask for
     "svg.hashsalt": "largebatch",  # the same records make the same file
@@ -88,6 +90,13 @@ def error_scale(axes: Axes, lowest: float, highest: float, headroom: float = 1.0
     axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(0, highest * (highest / linear_to) ** (headroom - 1))
+
+
+def plain_numbers(axes: Axes) -> None:
+    """Label a logarithmic y-axis at 1, 2, 5, 10, 20, 50 and so on, without powers."""
+    axes.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter("{x:g}")
 
 
 def doubling_axis(axes: Axes, numbers: Sequence[int]) -> None:

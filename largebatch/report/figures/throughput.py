@@ -7,11 +7,10 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.ticker import LogLocator
 
 from largebatch.config import UserError
 from largebatch.report.figures import style
@@ -39,6 +38,11 @@ class Speed:
     def median(self) -> float:
         """Images/s, median over the runs."""
         return statistics.median(self.images_per_second)
+
+    @property
+    def median_ms(self) -> float:
+        """Time of an iteration in ms, median over the runs."""
+        return statistics.median(self.iteration_ms)
 
     @property
     def iteration_ms(self) -> tuple[float, ...]:
@@ -78,43 +82,47 @@ def ideal(points: Sequence[Speed]) -> list[float]:
     return [first.median * point.processes / first.processes for point in points]
 
 
+PANELS = {"images": "images a second", "time": "time an iteration (ms)"}
+
+
 def draw(selection: Selection, x: str) -> Figure:
     """Return the figure: images/s left, time of an iteration right, and dotted what ideal scaling would be."""
     figure = style.blank(10.5, 4.8)
-    left, right = figure.subplots(1, 2)
     kinds = measured(selection, x)
-    for number, (name, points) in enumerate(kinds):
-        look = style.look(number)
-        xs = [point.x for point in points]
-        perfect = ideal(points)
-        times = [1000 * point.minibatch / speed for point, speed in zip(points, perfect, strict=True)]
-        left.plot(xs, perfect, color=look.colour, ls=":", lw=1.4)
-        right.plot(xs, times, color=look.colour, ls=":", lw=1.4)
-        _ranges(left, xs, [point.images_per_second for point in points], look, name)
-        _ranges(right, xs, [point.iteration_ms for point in points], look, name)
-    for axes, title in ((left, "images a second"), (right, "time an iteration (ms)")):
-        style.doubling_axis(axes, [point.x for _, points in kinds for point in points])
-        axes.set(title=title, xlabel=X_AXES[x])
-        style.grid(axes)
-    left.set_ylim(bottom=0)
-    right.set_yscale("log")
-    right.yaxis.set_minor_locator(LogLocator(subs=(2, 5)))
-    for set_formatter in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
-        set_formatter("{x:,g}")
-    handles, labels = left.get_legend_handles_labels()
-    handles.append(Line2D([], [], color="#444444", ls=":", lw=1.4))
-    labels.append("ideal: as many times the first point as processes")
+    panels = figure.subplots(1, 2)
+    for axes, what in zip(panels, PANELS, strict=True):
+        draw_panel(axes, kinds, what)
+        axes.set_xlabel(X_AXES[x])
+    handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
 
 
-def _ranges(axes: Axes, xs: Sequence[int], values: Sequence[Sequence[float]], look: style.Look, name: str) -> None:
-    """Draw medians, with bars from the lowest run to the highest."""
-    middle = [statistics.median(one) for one in values]
-    down = [m - min(one) for m, one in zip(middle, values, strict=True)]
-    up = [max(one) - m for m, one in zip(middle, values, strict=True)]
-    bars = {"capsize": 3, "marker": look.marker, "ls": look.dashes, "color": look.colour}
-    axes.errorbar(xs, middle, [down, up], label=name, **bars)
+def draw_panel(axes: Axes, kinds: Sequence[tuple[str, Sequence[Speed]]], what: str) -> None:
+    """Draw one of ``PANELS``: medians with bars from the slowest run to the fastest, and dotted the ideal."""
+    for number, (name, points) in enumerate(kinds):
+        look = style.look(number)
+        xs = [point.x for point in points]
+        perfect = ideal(points)
+        values: list[tuple[float, ...]] = [point.images_per_second for point in points]
+        if what == "time":
+            perfect = [1000 * point.minibatch / speed for point, speed in zip(points, perfect, strict=True)]
+            values = [point.iteration_ms for point in points]
+        middle = [statistics.median(one) for one in values]
+        down = [m - min(one) for m, one in zip(middle, values, strict=True)]
+        up = [max(one) - m for m, one in zip(middle, values, strict=True)]
+        axes.plot(xs, perfect, color=look.colour, ls=":", lw=1.4)
+        bars: dict[str, Any] = {"capsize": 3, "marker": look.marker, "ls": look.dashes, "color": look.colour}
+        axes.errorbar(xs, middle, [down, up], label=name, **bars)
+    axes.plot([], [], color="#444444", ls=":", lw=1.4, label="ideal: as many times the first point as processes")
+    style.doubling_axis(axes, [point.x for _, points in kinds for point in points])
+    axes.set_title(PANELS[what])
+    style.grid(axes)
+    if what == "images":
+        axes.set_ylim(bottom=0)
+        return
+    axes.set_yscale("log")
+    style.plain_numbers(axes)
 
 
 def _work(run: Run) -> str:
