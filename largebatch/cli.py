@@ -26,7 +26,8 @@ from largebatch.commands.explain import explain
 from largebatch.commands.outcome import FAULT, MISTAKE, Call, Command, PlainCommand, Values, say
 from largebatch.commands.plot import PLOT
 from largebatch.commands.report import REPORT
-from largebatch.commands.sweep import sweep_arms
+from largebatch.commands.run_sweep import sweep_arms
+from largebatch.commands.sweep import SWEEP
 from largebatch.commands.table import TABLE
 from largebatch.commands.train import train
 from largebatch.config import LAUNCHERS, CertifyConfig, Config, Fault, UserError, nearest
@@ -46,6 +47,7 @@ def configuration_directory() -> Path:
 TRAIN = Command("train a network from k workers of n samples each, and record the run", train, sweep_arms)
 COMMANDS: dict[str, Command | PlainCommand] = {
     "train": TRAIN,
+    "sweep": SWEEP,
     "certify": Command("prove that k workers are k workers, on any number of processes", certify),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),

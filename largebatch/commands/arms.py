@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from largebatch.commands.outcome import DIVERGED, FAULT, MISTAKE, Call, Command, Outcome, say
 from largebatch.config import Fault, UserError
@@ -16,7 +17,7 @@ def one_by_one(command: Command, arms: Sequence[Arm]) -> int:
     statuses = []
     for number, arm in enumerate(arms, start=1):
         say(f"── {number} of {len(arms)}: {arm.words}")
-        statuses.append(attempt(lambda arm=arm: command.run(Call(dict(arm.values)))).status)  # type: ignore[misc]
+        statuses.append(attempt(partial(command.run, Call(dict(arm.values)))).status)
         if statuses[-1] in (INTERRUPTED, ENDED):
             break
     return exit_status(statuses)

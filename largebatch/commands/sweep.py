@@ -1,222 +1,249 @@
-"""``largebatch train -m`` and ``largebatch sweep``: many runs, planned, started, watched and gone on with."""
+"""``largebatch sweep``: look at a sweep, go on with it, end it, or run one task of it."""
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
+import json
 import os
-import shlex
-import shutil
 import signal
-from collections.abc import Iterator, Sequence
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from textwrap import fill
 
-from largebatch.commands.arms import attempt, exit_status
-from largebatch.commands.outcome import FAULT, STATUS, Outcome, say
-from largebatch.commands.train import train_run
-from largebatch.config import LocalConfig, UserError
-from largebatch.interrupt import ENDED, INTERRUPTED
-from largebatch.launch.slurm import ranges
-from largebatch.lock import holder, owned
-from largebatch.record import describe, holds_run, read_summary
-from largebatch.sweep import slurm
-from largebatch.sweep.manifest import NAME, Arm, Task, log_of, nothing_allotted, plan
-from largebatch.sweep.origin import note_call
-from largebatch.sweep.status import distinct, over, read_outcome, write_outcome
+from largebatch.commands.outcome import PlainCommand, say
+from largebatch.commands.run_sweep import be_owner, run_here, run_task, say_other_code, submit
+from largebatch.commands.words import WIDTH, Vocabulary, Word
+from largebatch.config import SlurmConfig, UserError, nearest
+from largebatch.launch import slurm
+from largebatch.lock import Holder, holder
+from largebatch.sweep.manifest import Task, log_of, read, task_of
+from largebatch.sweep.status import Standing, as_table, standings
 
-
-def sweep_arms(directory: Path, arms: Sequence[Arm]) -> int:
-    """Plan the arms of ``train -m``, run or submit those that are not done, and return the exit status.
-
-    Raises:
-        UserError: an arm is refused; nothing was started.
-    """
-    to_slurm = arms[0].values["launcher"]["name"] == "slurm"
-    if to_slurm:
-        arms = [slurm.on_nodes(arm) for arm in arms]
-        if arms[0].values["launcher"]["dry_run"]:
-            print("\n".join(slurm.scripts(directory, arms)), end="")
-            _remove_unplanned(directory)
-            return 0
-    try:
-        with _owned(directory):
-            tasks = plan(directory, arms, slurm.resources if to_slurm else nothing_allotted)
-            for task, arm in zip(tasks, arms, strict=True):
-                if arm.values["sweep"]["force"]:
-                    put_away(directory, task)
-            say_other_code(directory, tasks[0])
-            return _submit(directory, tasks) if to_slurm else _run_here(directory, tasks)
-    except UserError:
-        _remove_unplanned(directory)
-        raise
+LOG_LINES = 20
+WATCH_SECONDS = 2.0  # between two looks at the records
 
 
-def _remove_unplanned(directory: Path) -> None:
-    """Remove what Hydra and the lock have left in a directory that has not become a sweep's."""
-    if not (directory / NAME).exists():
-        for name in ("multirun.yaml", "lock"):
-            (directory / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # it was not ours alone
-            os.removedirs(directory)
+@dataclass(frozen=True)
+class _Verb:
+    """A word after ``sweep``: the words that it takes, what it does in a line and at length, and the function."""
+
+    takes: str
+    summary: str
+    help: str
+    run: Callable[[list[str]], int]
 
 
-def say_other_code(directory: Path, task: Task) -> None:
-    """Note this start of the sweep, and say so where its code is not that of the one before."""
-    changed = note_call(directory, task.config.launcher)
-    if changed:
-        say(f"The code is not what this sweep was last started with: {'; '.join(changed)}.")
+def _run(words: list[str]) -> int:
+    directory, word = _places("run", words, 2)
+    return run_task(directory, task_of(directory, read(directory), word)).status
 
 
-@contextlib.contextmanager
-def _owned(directory: Path, patience: float = 3.0) -> Iterator[None]:
-    """Be the only process that plans or runs this sweep, or this task of one."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(owned(directory, patience))
-        except UserError:
-            owner = holder(directory)
-            who = f"process {owner.pid} on {owner.host}" if owner else "another process"
-            raise UserError(f"{directory} is in the hands of {who}: wait until it has ended.") from None
-        yield
-
-
-def put_away(directory: Path, task: Task) -> None:
-    """Move the record of a run that is to be run again to where nothing is lost and no report finds it."""
-    if not holds_run(task.directory):
-        return
-    if owner := holder(task.directory):
-        raise UserError(f"sweep.force=true cannot begin {task.directory} again: process {owner.pid} is running it.")
-    place = directory / "replaced" / f"{task.number}-{task.directory.name}"
-    place.mkdir(parents=True, exist_ok=True)
-    target = place / str(len(list(place.iterdir())))
-    shutil.move(task.directory, target)
-    say(f"The earlier record of {task.directory} is in {target} now.")
-
-
-def _submit(directory: Path, tasks: Sequence[Task]) -> int:
-    """Submit those tasks to SLURM that have no result yet, and are not on their way to one; say how to look at them."""
-    missing = slurm.missing(directory, tasks)
-    if len(missing) < len(tasks):
-        say(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are done already, or on their way.")
-    for job, array in slurm.submit(directory, missing).items():
-        asked = f"nodes={array.nodes} processes={array.processes} gpus={array.gpus}"
-        say(f"submitted job {job}: tasks {ranges(array.tasks)}, each with {asked}")
-    say(f"to look at them: largebatch sweep status {shlex.quote(str(directory))}")
+def _status(words: list[str]) -> int:
+    directory, *rest = words
+    given = STATUS_WORDS.read(rest)
+    if given is None:
+        return 0
+    watch, shape = given.flag("watch"), given.text("format")
+    if watch and shape == "json":
+        raise UserError("watch=true is for people, and format=json for programs: take one of them.")
+    place = Path(directory)
+    if watch:
+        return _watch(place)
+    found = _standings(place)
+    if shape == "json":
+        print(
+            json.dumps(
+                {"directory": directory, "tasks": [dataclasses.asdict(standing) for standing in found]}, indent=2
+            )
+        )
+    else:
+        print(as_table(found))
     return 0
 
 
-def _run_here(directory: Path, tasks: Sequence[Task]) -> int:
-    """Run tasks on this machine; end with a table of them all."""
-    launcher = tasks[0].config.launcher
-    jobs = launcher.jobs if isinstance(launcher, LocalConfig) else 1
-    outcomes = _in_turn(directory, tasks) if jobs == 1 else _at_once(directory, tasks, jobs)
-    statuses = [outcome.status for outcome in outcomes.values()]
-    words = distinct([task.words for task in tasks])
-    rows = zip(words, tasks, strict=True)
-    nothing = Outcome(ENDED, summary={"status": "waiting"})
-    say("\n" + describe((arm, outcomes.get(task.number, nothing).summary) for arm, task in rows))
-    left = [task for task in tasks if over(task) is None]
-    if left:
-        say(f"\n{len(left)} of {len(tasks)} are not done. To go on: largebatch sweep resume {directory}")
-    return exit_status(statuses)
+def _watch(directory: Path) -> int:
+    """Show a table that follows the sweep until nothing more will happen by itself, or Ctrl-C."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            found = _standings(directory)
+            live.update(Text(as_table(found), no_wrap=True, overflow="ellipsis"), refresh=True)
+            waited_for = ("queued", "running", "waiting") if holder(directory) else ("queued", "running")
+            if not any(standing.state in waited_for for standing in found):
+                return 0
+            try:
+                time.sleep(WATCH_SECONDS)
+            except KeyboardInterrupt:
+                return 0
 
 
-def _in_turn(directory: Path, tasks: Sequence[Task]) -> dict[int, Outcome]:
-    """Run tasks in this process until all have ended, or one was interrupted."""
-    outcomes: dict[int, Outcome] = {}
-    for position, task in enumerate(tasks, start=1):
-        say(f"── {position} of {len(tasks)}: {task.words}")
-        outcomes[task.number] = _done_already(task) or attempt(lambda task=task: run_task(directory, task))  # type: ignore[misc]
-        if outcomes[task.number].status in (INTERRUPTED, ENDED):
-            break
-    return outcomes
+def _resume(words: list[str]) -> int:
+    directory, _ = _places("resume", words, 1)
+    read(directory)  # before it is owned: a directory that is no sweep is left as it is
+    with be_owner(directory):
+        tasks = read(directory)
+        numbers = [standing.task for standing in _standings(directory, tasks) if standing.missing]
+        if not numbers:
+            say(f"Nothing of {directory} is left to be run.")
+            return 0
+        left = [tasks[number] for number in numbers]
+        say_other_code(directory, left[0])
+        return submit(directory, left) if _is_submitted(tasks) else run_here(directory, left)
 
 
-def _at_once(directory: Path, tasks: Sequence[Task], jobs: int) -> dict[int, Outcome]:
-    """Run tasks in processes of their own, a line for each that begins or ends."""
-    from largebatch.sweep.local import run_at_once
-
-    places = {task.number: f"── {place} of {len(tasks)}" for place, task in enumerate(tasks, start=1)}
-    outcomes: dict[int, Outcome] = {}
-    for task in tasks:
-        if done := _done_already(task):
-            outcomes[task.number] = done
-
-    def started(task: Task) -> None:
-        say(f"{places[task.number]} started: {task.words}")
-
-    def ended(task: Task, status: int) -> None:
-        outcome = outcomes[task.number] = _outcome_of_process(directory, task, status)
-        error, reason = outcome.summary.get("final_error"), outcome.summary.get("reason")
-        shown = f" ({reason}; log in {log_of(directory, task.number)})" if reason else ""
-        shown += "" if error is None else f" (error {error:.2f} %)"
-        say(f"{places[task.number]} {outcome.summary['status']}{shown}: {task.words}")
-
-    left = [task for task in tasks if task.number not in outcomes]
-    if left:
-        run_at_once(directory, left, jobs, started, ended)
-    return outcomes
+def _cancel(words: list[str]) -> int:
+    directory, _ = _places("cancel", words, 1)
+    tasks = read(directory)
+    if _is_submitted(tasks):
+        ended = slurm.cancel(directory)
+        say(f"Cancelled: {', '.join(ended)}." if ended else f"Nothing of {directory} waits or runs.")
+        return 0
+    # The process that runs the sweep passes the signal on to its tasks: a second one would end them at once.
+    owner = holder(directory)
+    owners = [owner] if owner else [held for task in tasks if (held := _runner(directory, task))]
+    for held in owners:
+        if held.host != socket.gethostname():
+            raise UserError(f"{directory} is being run on {held.host}, by process {held.pid}: cancel it there.")
+        os.kill(held.pid, signal.SIGTERM)
+    if owners:
+        say(f"Asked to write checkpoints and end. To go on later: largebatch sweep resume {directory}")
+    else:
+        say(f"Nothing of {directory} runs.")
+    return 0
 
 
-def _outcome_of_process(directory: Path, task: Task, status: int) -> Outcome:
-    """Return what a task came to whose process ended with ``status``, negative where a signal killed it."""
-    if status in (-signal.SIGINT, -signal.SIGTERM):  # before it could heed them
-        status = INTERRUPTED if status == -signal.SIGINT else ENDED
-        write_outcome(directory, task.number, "interrupted")
-    if status < 0:
-        write_outcome(directory, task.number, "failed", f"killed by {signal.Signals(-status).name}")
-    if status in (INTERRUPTED, ENDED):
-        return Outcome(status, str(task.directory), {"status": "interrupted"})
-    summary = over(task)
-    if summary is not None:
-        return Outcome(STATUS[summary["status"]], str(task.directory), summary)
-    reason = (read_outcome(directory, task.number) or {}).get("reason") or f"exit status {status}"
-    return Outcome(
-        FAULT, str(task.directory), {**(read_summary(task.directory) or {}), "status": "failed", "reason": reason}
+def _logs(words: list[str]) -> int:
+    directory, word = _places("logs", words, 2)
+    task = task_of(directory, read(directory), word)
+    own = [log_of(directory, task.number), task.directory / "log.txt"]
+    found = [path for path in (*own, *sorted((task.directory / "logs").glob("*.log"))) if path.is_file()]
+    if not found:
+        print(f"Task {task.number} of {directory} has not printed anything: {_standings(directory, [task])[0].state}.")
+        return 0
+    for path in found:
+        print(path)
+    print(f"\nThe last lines of {found[0]}:")
+    print("\n".join(found[0].read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]))
+    return 0
+
+
+def _is_submitted(tasks: Sequence[Task]) -> bool:
+    return any(isinstance(task.config.launcher, SlurmConfig) for task in tasks)
+
+
+def _runner(directory: Path, task: Task) -> Holder | None:
+    """Return the process that runs a task."""
+    return holder(log_of(directory, task.number).parent)
+
+
+def _standings(directory: Path, tasks: Sequence[Task] | None = None) -> list[Standing]:
+    """Return where tasks stand, all of a sweep's by default; a scheduler is asked where there is one."""
+    tasks = read(directory) if tasks is None else tasks
+    if not _is_submitted(tasks):
+        return standings(directory, tasks)
+    return standings(directory, tasks, slurm.states(directory))
+
+
+def _places(verb: str, words: list[str], count: int) -> tuple[Path, str]:
+    """Return DIR, and TASK where ``count`` is 2, else ""."""
+    if len(words) != count:
+        extra = f" '{words[count]}' is one word too many." if len(words) > count else ""
+        raise UserError(f"sweep {verb} takes {VERBS[verb].takes}.{extra} `largebatch sweep {verb} --help` says more.")
+    return Path(words[0]), words[1] if count == 2 else ""
+
+
+STATUS_WORDS = Vocabulary(
+    "sweep status DIR",
+    "Print a line for every task of a sweep: its state, how many epochs it has come, its error in %, how often it went "
+    "on after an interruption, and why it failed. The states: waiting (nothing has started it yet), queued (at the "
+    "scheduler), running, done, stopped (early, as iterations=… said), diverged (a result), interrupted (it goes on "
+    "where it stopped), failed.",
+    (
+        Word(
+            "watch", "false", "Keep a table in the terminal, until nothing runs any more or Ctrl-C.", ("true", "false")
+        ),
+        Word("format", "text", "How it is written.", ("text", "json")),
+    ),
+    (
+        ("sweep status runs/sweeps/20260101-120000-000000", "where it stands"),
+        ("sweep status runs/paper watch=true", "follow it"),
+        ("sweep status runs/paper format=json", "for a program"),
+    ),
+)
+VERBS = {
+    "status": _Verb("DIR [watch=true] [format=json]", "where its tasks stand", "", _status),
+    "resume": _Verb(
+        "DIR",
+        "run or submit what is missing, interrupted or failed",
+        "Run what was never started, was interrupted or failed, the way the sweep was started: here, or at SLURM. "
+        "Interrupted runs go on from their last checkpoint. What is done is left alone; sweep.force=true beside the "
+        "words that started the sweep, with hydra.sweep.dir=DIR, runs it again. Other code than at the last start is "
+        "said.",
+        _resume,
+    ),
+    "cancel": _Verb(
+        "DIR",
+        "end what runs, with a checkpoint, and start nothing more",
+        "Ask what runs to write a checkpoint and end. A sweep at SLURM is taken from the queue. "
+        "`largebatch sweep resume DIR` goes on with it.",
+        _cancel,
+    ),
+    "logs": _Verb(
+        "DIR TASK",
+        "where a task's logs are, and their last lines",
+        "Print where the logs of a task are, and the last lines of what it printed. TASK is its number in "
+        "`largebatch sweep status DIR`.",
+        _logs,
+    ),
+    "run": _Verb(
+        "DIR TASK",
+        "run one task here, as a batch script does",
+        "Run one task of a sweep in this process, or go on with it; said to every rank where RANK and WORLD_SIZE are "
+        "set. Batch scripts call this. Exit status: as of `largebatch train`.",
+        _run,
+    ),
+}
+
+
+def _usage() -> str:
+    calls = {f"sweep {name} {verb.takes}": verb.summary for name, verb in VERBS.items()}
+    width = max(map(len, calls))
+    return "\n".join(
+        [
+            "largebatch sweep: what `largebatch train -m` has planned in DIR, by default in runs/sweeps.",
+            "",
+            *(f"  {call:<{width}}  {summary}" for call, summary in calls.items()),
+            "",
+            "largebatch sweep WORD --help says more. Exit status of run and resume: 0 all done, 1 a task failed,",
+            "75 ended, 130 interrupted; 2 a mistake in what was asked.",
+        ]
     )
 
 
-def _done_already(task: Task) -> Outcome | None:
-    summary = over(task)
-    if summary is None:
-        return None
-    say(f"{summary['status']} already: {task.directory}. Nothing was changed; sweep.force=true runs it again.")
-    return Outcome(STATUS[summary["status"]], str(task.directory), summary)
+def sweep(words: list[str]) -> int:
+    """Do what the words after ``sweep`` say, and return the exit status."""
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(_usage())
+        return 0
+    name, *rest = words
+    if name not in VERBS:
+        raise UserError(f"'sweep {name}' is not known: sweep takes {', '.join(VERBS)}.{nearest(name, VERBS)}")
+    if {"--help", "-h"} & {*rest}:
+        verb = VERBS[name]
+        print(
+            STATUS_WORDS.help()
+            if name == "status"
+            else f"largebatch sweep {name} {verb.takes}\n\n{fill(verb.help, WIDTH)}"
+        )
+        return 0
+    if not rest or rest[0].startswith(("watch=", "format=")):
+        raise UserError(f"sweep {name} takes {VERBS[name].takes}: give the sweep's directory first.")
+    return VERBS[name].run(rest)
 
 
-def run_task(directory: Path, task: Task) -> Outcome:
-    """Run one task in this process or rank, and leave word in the sweep of how it ended."""
-    if os.environ.get("RANK", "0") != "0":
-        return _heeded(task)
-    with _owned(log_of(directory, task.number).parent):
-        write_outcome(directory, task.number, "running")
-        try:
-            outcome = _heeded(task)
-        except Exception as error:
-            write_outcome(directory, task.number, "failed", str(error).partition("\n")[0] or type(error).__name__)
-            raise
-        state = {INTERRUPTED: "interrupted", ENDED: "interrupted", FAULT: "failed"}.get(outcome.status, "over")
-        write_outcome(directory, task.number, state)
-        return outcome
-
-
-class _Ended(BaseException):
-    """SIGTERM or SIGUSR1 came while no run heeded them: torch is still being imported, or the run is over."""
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise _Ended
-
-
-def _heeded(task: Task) -> Outcome:
-    """Train, with a signal that comes before the loop ending the task as one that comes within it."""
-    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        return train_run(task.config)
-    except (KeyboardInterrupt, _Ended) as stop:
-        status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else ENDED
-        return Outcome(status, str(task.directory), {"status": "interrupted"})
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+SWEEP = PlainCommand("look at a sweep, go on with it, cancel it, or run one task of it", sweep)

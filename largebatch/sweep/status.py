@@ -183,3 +183,14 @@ def distinct(words: Sequence[str]) -> list[str]:
     split = [text.split(" ") for text in words]
     shared = set.intersection(*map(set, split)) if len(split) > 1 else set()
     return [" ".join(word for word in arm if word not in shared) for arm in split]
+
+
+def as_table(found: Sequence[Standing]) -> str:
+    """Return a line for every task, under a heading."""
+    rows = [("task", "state", "epoch", "error %", "restarts", "run", "reason")]
+    for task in found:
+        error = "–" if task.error is None else f"{task.error:.2f}"
+        epoch = f"{task.epoch:.1f} of {task.epochs}"
+        rows.append((str(task.task), task.state, epoch, error, str(task.restarts), task.words, task.reason))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
