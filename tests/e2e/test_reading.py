@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -45,6 +46,16 @@ def test_a_table_of_real_records(largebatch):
     assert values["rows"][0]["error_mean"] == pytest.approx(100 * 7 / 3 / 360)
     assert values["rows"][0]["verdict"] == "baseline"
     assert {row["error_mean"] for row in values["published"]["rows"]} == {None}
+
+
+def test_what_takes_long_to_import_is_not():
+    program = (
+        "import sys; from largebatch.commands.table import TABLE; "
+        f"TABLE.run(['runs={RECORDS}', 'paper=table1']); "
+        "sys.exit(str({'torch', 'hydra', 'matplotlib', 'scipy.stats', 'sklearn'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == "set()\n"
 
 
 def test_published_rows_need_no_run(call):
