@@ -40,6 +40,8 @@ def write_run(
     device: str = "cpu",
     logged: int = 0,
     starts: int = 1,
+    processes: int = 1,
+    command: str = "largebatch train",
 ) -> Path:
     """Write a record as largebatch.record does, and return its directory.
 
@@ -56,7 +58,8 @@ def write_run(
         "run_hash": config.run_hash("fp32"),
         "experiment": config.experiment("fp32"),
         "seed": config.seed,
-        "devices": [device],
+        "devices": [device] * processes,
+        "command": command,
     }
     write_json(directory / "provenance.json", origin)
     final = sorted(val_errors[-5:])[2] if final_error is None and len(val_errors) >= 5 else final_error
@@ -77,6 +80,7 @@ def write_run(
                 "val_error": error,
                 "val_loss": None,
                 "images_per_second": images_per_second,
+                "seconds": seconds / len(val_errors),
             }
             file.write(json.dumps(epoch) + "\n")
     return directory

@@ -26,7 +26,7 @@ METRICS = {
 }
 RECOMPUTED = "val_error_recomputed"
 GROUP = style.look(0)
-HEADROOM = 1.25  # the legend's part of a panel
+HEADROOM = 0.12  # for a line of the legend, in parts of the panel below it
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def draw(selection: Selection, options: CurveOptions) -> Figure:
         draw_panel(axes, group, selection.baseline, options)
         axes.set_title(names[group.hash], fontsize=10.5 if columns <= 3 else 9.5)
         axes.tick_params(labelbottom=True)
-    set_scale(panels[0, 0], selection.groups, options)
+    lines = sum(max(1 + _final(group).count("\n") for group in part) for part in (selection.groups[:1], others))
+    set_scale(panels[0, 0], selection.groups, options, 1 + HEADROOM * lines)
     for number, axes in enumerate(panels.flat):
         if number >= len(others):
             axes.remove()
@@ -113,13 +114,18 @@ def draw_panel(axes: Axes, group: Group, baseline: Group | None, options: CurveO
     for one, look, word in shown:
         for name, line in options.measures:
             draw_group(axes, one, name, look, options, **line)
-        label = f"{word}: {series.final(one)}"
+        label = f"{word}: {_final(one)}"
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, lw=2, label=label))
     shade_warmup(axes, group, options.x)
     mark_decays(axes, group, options.x)
     axes.margins(x=0)
     style.grid(axes)
     axes.legend(handles=handles, loc="upper right", handlelength=1.6)
+
+
+def _final(group: Group) -> str:
+    """Return what the legend says of a group's error, what is not done on a line of its own."""
+    return series.final(group).replace(", ", ",\n", 1)
 
 
 def draw_group(
@@ -175,7 +181,7 @@ def shade_warmup(axes: Axes, group: Group, x_axis: str) -> None:
         axes.axvspan(0, series.at_epoch(_whole(group), epochs, x_axis), color=style.SHADE, lw=0, zorder=0)
 
 
-def set_scale(axes: Axes, groups: Sequence[Group], options: CurveOptions, headroom: float = HEADROOM) -> None:
+def set_scale(axes: Axes, groups: Sequence[Group], options: CurveOptions, headroom: float) -> None:
     """Set the y-axis that suits what is drawn of all groups, with room above for the legend."""
     runs = [run for group in groups for run in group.runs]
     drawn = [run.epochs[name] for run in runs for name, _ in options.measures if name in run.epochs]

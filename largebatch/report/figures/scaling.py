@@ -142,7 +142,7 @@ def draw_runs(axes: Axes, selection: Selection, margin: float, tags: Mapping[str
             axes.plot(best.minibatch * dodge, _mean(best), "o", markeredgewidth=1.6, label=words, **ring)
         for group in row:
             if group.diverged:
-                _diverged(axes, group, dodge, look.colour)
+                _diverged(axes, group, dodge, 0.97 - 0.07 * number, look.colour)
     if baseline is not None and baseline.errors:
         mean, std = mean_and_std(baseline.errors)
         words = f"baseline, k = {baseline.k}: {series.final(baseline)}"
@@ -150,6 +150,8 @@ def draw_runs(axes: Axes, selection: Selection, margin: float, tags: Mapping[str
         axes.plot(baseline.minibatch, mean, "*", color="black", markersize=13, zorder=4, linestyle="none", label=words)
         if len(baseline.errors) > 1:
             axes.axhspan(mean - BAND * std, mean + BAND * std, color="black", alpha=0.12, lw=0, zorder=0)
+    if any(group.diverged for group in selection.groups):
+        axes.plot([], [], "x", color="#444444", markeredgewidth=2, label="diverged, of all runs")
     spreads = [(mean, 0.0 if math.isnan(std) else std) for mean, std in _spreads(selection.groups)]
     if spreads:
         style.error_scale(axes, min(mean for mean, _ in spreads), max(mean + BAND * std for mean, std in spreads), 1.08)
@@ -172,12 +174,12 @@ def _point(axes: Axes, group: Group, x: float, look: style.Look, tag: str) -> No
         artist.set_gid(f"{tag}point{number}")
 
 
-def _diverged(axes: Axes, group: Group, dodge: float, colour: str) -> None:
-    """Mark runs without an error at the top of the panel."""
+def _diverged(axes: Axes, group: Group, dodge: float, height: float, colour: str) -> None:
+    """Mark runs without an error at the top of the panel, and say how many of all they are."""
     across = axes.get_xaxis_transform()  # x in data, y in parts of the panel
-    axes.plot(group.minibatch * dodge, 0.97, "x", color=colour, markersize=9, transform=across, clip_on=False)
-    text = f"{len(group.diverged)} of {len(group.runs)} diverged"
-    axes.text(group.minibatch * dodge, 0.93, text, color=colour, fontsize=9, transform=across, ha="center", va="top")
+    axes.plot(group.minibatch * dodge, height, "x", color=colour, markersize=8, markeredgewidth=2, transform=across)
+    words = f" {len(group.diverged)}/{len(group.runs)}"
+    axes.text(group.minibatch * dodge * 1.06, height, words, color=colour, fontsize=9, transform=across, va="center")
 
 
 def _row_labels(rows: Sequence[Sequence[Group]]) -> list[str]:

@@ -58,10 +58,11 @@ def measured(selection: Selection, x: str) -> list[tuple[str, list[Speed]]]:
     """
     found: dict[tuple[str, str], dict[tuple[int, int, int], list[float]]] = defaultdict(lambda: defaultdict(list))
     names: dict[str, str] = {}
-    for run in selection.runs:
+    # The same run on more processes is no further seed, but a further speed.
+    for run in (run for group in selection.groups for run in (*group.runs, *group.duplicates)):
         speed = run.images_per_second
         if speed:
-            k, n, processes = run.experiment["k"], run.experiment["n"], run.provenance["placement"]["processes"]
+            k, n, processes = run.experiment["k"], run.experiment["n"], len(_devices(run))
             work = _work(run)
             names[work] = f"{run.experiment['model']['name']} on {run.experiment['dataset']['name']}, n = {n}"
             found[work, _place(run, x)][k if x == "k" else processes, k * n, processes].append(speed)
@@ -133,9 +134,12 @@ def _work(run: Run) -> str:
 
 
 def _place(run: Run, x: str) -> str:
-    processes = run.provenance["placement"]["processes"]
-    devices: Sequence[str] = run.provenance.get("devices") or ["?"]
-    device = devices[0]
+    devices = _devices(run)
     if x == "processes":
-        return f"k = {run.experiment['k']}, on {device}"
-    return f"{processes} process{'es' * (processes > 1)} on {device}"
+        return f"k = {run.experiment['k']}, on {devices[0]}"
+    return f"{len(devices)} process{'es' * (len(devices) > 1)} on {devices[0]}"
+
+
+def _devices(run: Run) -> Sequence[str]:
+    """Return the device of every process."""
+    return run.provenance.get("devices") or ["an unknown device"]
