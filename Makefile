@@ -39,7 +39,7 @@ bench: .venv/synced ## measure the speed of a training step and of the loader he
 	$(BIN)/largebatch bench
 
 results: .venv/synced ## draw figures and tables again from the committed records
-	$(BIN)/python scripts/curves.py results/digits-curves
+	$(BIN)/largebatch plot curves runs=results/digits-curves out=results/digits-curves/curves.svg out=results/digits-curves/curves.png
 	$(BIN)/python scripts/pitfalls.py results/pitfalls
 
 golden: .venv/synced ## write the losses of the golden run anew; the commit must say why they moved
