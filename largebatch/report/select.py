@@ -325,8 +325,8 @@ def refuse_mixed(groups: Sequence[Group]) -> None:
     mixed = []
     for key in differing(groups):
         if key in COMPARABLE or key.startswith("dataset."):
-            values = dict.fromkeys(json.dumps(group.settings.get(key)) for group in groups)
-            mixed.append(f"{key} ({', '.join(values).replace(chr(34), '')})")
+            values = dict.fromkeys(json.dumps(group.settings.get(key)).strip('"') for group in groups)
+            mixed.append(f"{key} ({', '.join(values)})")
     if mixed:
         raise UserError(
             f"These runs are not comparable, they differ in {', '.join(mixed)}: choose fewer with runs=…, or insist "
@@ -354,7 +354,7 @@ def _notes(groups: Sequence[Group]) -> list[str]:
 
 def _note_duplicate(run: Run, kept: Run) -> str:
     numbers = "with the same numbers" if _equal_runs(run, kept) else "with other numbers"
-    what = "a record of the same run" if run.experiment_hash == kept.experiment_hash else "the same experiment and seed"
+    what = "a record of the same run"
     if run.experiment_hash != kept.experiment_hash:
-        what += f" (a warmup of {run.experiment['warmup']['name']} has no effect where kη is not above η)"
+        what = "the same experiment and seed (a warmup has no effect where kη is not above η)"
     return f"{run.directory} is {what} as {kept.directory}, {numbers}: it is counted once."

@@ -90,9 +90,8 @@ def test_a_warmup_without_effect_makes_no_other_experiment(record, tmp_path):
         (512, "gradual", (20.0,)),
     ]
     counted, other = sorted([gradual, none])  # which of the two counts does not matter
-    name = "gradual" if other == gradual else "none"
     assert selection.notes == (
-        f"{other} is the same experiment and seed (a warmup of {name} has no effect where kη is not above η) as "
+        f"{other} is the same experiment and seed (a warmup has no effect where kη is not above η) as "
         f"{counted}, with the same numbers: it is counted once.",
     )
     assert chosen(tmp_path, "k=8,warmup=gradual").baseline.k == 8  # by either name
