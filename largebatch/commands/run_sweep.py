@@ -113,13 +113,14 @@ def run_here(directory: Path, tasks: Sequence[Task]) -> int:
     jobs = launcher.jobs if isinstance(launcher, LocalConfig) else 1
     outcomes = _in_turn(directory, tasks) if jobs == 1 else _at_once(directory, tasks, jobs)
     statuses = [outcome.status for outcome in outcomes.values()]
-    words = distinct([task.words for task in tasks])
-    rows = zip(words, tasks, strict=True)
-    nothing = Outcome(ENDED, summary={"status": "waiting"})
-    say("\n" + describe((arm, outcomes.get(task.number, nothing).summary) for arm, task in rows))
     left = [task for task in tasks if over(task) is None]
     if left:
-        say(f"\n{len(left)} of {len(tasks)} are not done. To go on: largebatch sweep resume {directory}")
+        command = f"largebatch sweep resume {shlex.quote(str(directory))}"
+        say(f"\n{len(left)} of {len(tasks)} are not done. To go on: {command}")
+    words = distinct([task.words for task in tasks])
+    nothing = Outcome(ENDED, summary={"status": "waiting"})
+    rows = [(arm, outcomes.get(task.number, nothing).summary) for arm, task in zip(words, tasks, strict=True)]
+    say("\n" + describe(rows))
     return exit_status(statuses)
 
 

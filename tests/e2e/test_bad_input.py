@@ -142,6 +142,11 @@ def test_a_sweep_inside_a_rank(mistake, monkeypatch):
     assert said == "a sweep (-m) cannot be run inside a rank: start it once, without torchrun."
 
 
+def test_an_arm_that_is_refused_stops_the_sweep_before_its_first_run(mistake):
+    said = mistake("train", "-m", "k=1", "n=8,100000")
+    assert said.startswith("nothing was started, because of the arm 'k=1 n=100000': n=100000 is larger than the")
+
+
 def photographs(root: Path, folders: dict[str, int]) -> Path:
     """Make a tree of folders, ``split/class``, with so many images each."""
     for name, count in folders.items():

@@ -15,7 +15,7 @@ def test_fashion_mnist_ends_under_10_percent_after_10_epochs(largebatch, tmp_pat
 
 
 def test_a_sweep_of_twelve_runs_ends_with_a_table_of_them(largebatch, tmp_path):
-    done = largebatch("train", "-m", "k=1,8,32", "warmup=none,gradual", "seed=0,1")
+    done = largebatch("train", "-m", "k=1,8,32", "warmup=none,gradual", "seed=0,1", "launcher.jobs=2", "threads=1")
     assert done.returncode == 0, done.stderr
     summaries = [json.loads(path.read_text()) for path in tmp_path.glob("runs/sweeps/*/*/summary.json")]
     assert len(summaries) == 12

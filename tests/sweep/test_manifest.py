@@ -9,14 +9,6 @@ from largebatch.config import UserError
 from largebatch.sweep import manifest
 from largebatch.sweep.manifest import Arm, Resources, Task, plan, read
 
-
-@pytest.fixture
-def arm(compose, tmp_path, monkeypatch):
-    """Return a function from overrides to an arm; the working directory is an empty one."""
-    monkeypatch.chdir(tmp_path)
-    return lambda *words: Arm(" ".join(words), compose(*words).to_mapping())
-
-
 SWEEP = Path("runs/sweeps/first")
 
 
