@@ -109,17 +109,18 @@ class Watchdog:
                 if self._stop.wait(look):  # the training thread has felt it too, and is on its way out
                     return
                 text = (
-                    "rank 0, which keeps the store that the processes met in, has stopped responding; rank "
-                    f"{self._world.rank} is {self._doing} in iteration {self.iteration + 1}."
+                    f"rank {self._world.rank} of {self._world.size}, {self._doing} in iteration {self.iteration + 1}, "
+                    "has lost the store that the processes met in, which rank 0 or its launcher keeps."
                 )
-                self._give_up(Hang(text), self._world.rank == 1)
+                self._give_up(Hang(text), speaks=True)
                 return
 
     def _beats(self, store: Store | None, own: Beat) -> list[Beat]:
         if store is None:
             return [own]
-        found = store.multi_get([_key(rank) for rank in range(self._world.size)])
-        return [Beat(**json.loads(text)) for text in found]
+        keys = [_key(rank) for rank in range(self._world.size)]
+        # A key that is not there would be waited for: its process has not come to its first look.
+        return [Beat(**json.loads(store.get(key))) if store.check([key]) else Beat(0, 0, 0, "starting") for key in keys]
 
 
 def _key(rank: int) -> str:

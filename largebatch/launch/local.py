@@ -72,6 +72,8 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
     for logger in ("torch.distributed.elastic", "torch.multiprocessing.spawn"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # they tell of every failure in words of their own
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+    # A rank that does not heed SIGTERM hangs: it has lost another one, or is stopped. (Newer versions read this.)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

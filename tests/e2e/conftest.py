@@ -1,10 +1,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from processes import Run
 
 Done = subprocess.CompletedProcess[str]
 
@@ -24,3 +25,18 @@ def largebatch(tmp_path) -> Callable[..., Done]:
         )
 
     return run
+
+
+@pytest.fixture
+def start(tmp_path) -> Iterator[Callable[..., Run]]:
+    runs = []
+
+    def begin(*arguments: str) -> Run:
+        runs.append(Run(tmp_path, *arguments))
+        return runs[-1]
+
+    yield begin
+    for run in runs:
+        run.process.kill()  # nothing, where it has ended
+        run.process.wait()
+        run.process.stderr.close()
