@@ -112,7 +112,7 @@ class Watchdog:
                     f"rank {self._world.rank} of {self._world.size}, {self._doing} in iteration {self.iteration + 1}, "
                     "has lost the store that the processes met in, which rank 0 or its launcher keeps."
                 )
-                self._give_up(Hang(text), speaks=True)
+                self._give_up(Hang(text), True)
                 return
 
     def _beats(self, store: Store | None, own: Beat) -> list[Beat]:

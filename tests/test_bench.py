@@ -184,7 +184,10 @@ def test_mistakes_are_refused(compose, values, words):
         (["processes=2"], "one process"),
         (["exchange", "processes=1", *TINY], "an exchange takes two or more"),
         (["exchange", "processes=3", "k=3", *TINY], "takes a power of two"),
-        (["exchnge"], "bench exchnge is not known: it measures step, loader, exchange, all. Did you mean 'exchange'"),
+        (
+            ["exchnge"],
+            "bench exchnge is not known: it measures step, loader, exchange, checkpoint, all. Did you mean 'exchange'",
+        ),
     ],
 )
 def test_what_cannot_be_measured_is_refused(words, message):
@@ -259,3 +262,14 @@ def test_the_command_prints_stable_keys_and_nothing_else(capfd, threads):
         line in page
         for line in ("micro-batches of n", "k4 ÷ k2", "torchvision's usual transforms", "memory that steps")
     )
+
+
+def test_a_checkpoint_costs_what_it_adds_to_the_steps_beside_it(capfd):
+    words = ["bench", "checkpoint", *TINY, "bench.k=[2]", "bench.repeats=2", "checkpoint.minutes=5"]
+    assert cli.run([*words, "format=json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["checkpoint_bytes"] > 1e5
+    assert facts["seconds"]["copy"]["low"] > 0
+    assert facts["share"] == pytest.approx(facts["seconds"]["checkpoint"]["high"] / 300)
+    assert cli.run(words) == 0
+    assert "of a run with checkpoint.minutes=5, at most: " in capfd.readouterr().out

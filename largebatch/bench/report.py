@@ -14,7 +14,8 @@ from typing import Any
 import torch
 import torchvision
 
-from largebatch.bench import exchange, loader, step
+from largebatch.bench import checkpoint, exchange, loader, step
+from largebatch.bench.compare import spread
 from largebatch.bench.config import BenchConfig
 from largebatch.config import Config, UserError
 from largebatch.data import sets
@@ -30,7 +31,8 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
 
     ``ratios`` are of images/s, ours over the peer: above 1, ours is faster. ``memory_bytes`` is what steps at
     each k add to a process. Of an exchange, ``ratios`` are of seconds, the tree's over DDP's: above 1, the tree is
-    slower; ``overlap`` is explained at :func:`exchange.overlap`.
+    slower; ``overlap`` is explained at :func:`exchange.overlap`. Of a checkpoint, ``seconds`` are what it adds to the
+    steps beside it, and ``share`` is the upper end of that, of the time between two.
 
     Args:
         config: Network, images, n, precision and threads; its k is not used.
@@ -47,6 +49,8 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
             f"processes={config.processes} cannot be compared: bench runs in one process, but for bench exchange."
         )
     config = replace(config, processes=1)
+    if asked.what == "checkpoint":
+        return _checkpoint(replace(config, k=asked.k[0], dataset=step.step_data(config.dataset)), asked)
     placement = place(config, hardware())
     facts: Facts = {
         "machine": machine(placement),
@@ -83,6 +87,28 @@ def _exchange(config: Config, asked: BenchConfig) -> Facts:
     facts["seconds"] = {name: statistics.median(seconds) for name, seconds in sorted(timings.seconds.items())}
     facts["overlap"] = {kind: asdict(exchange.overlap(timings.seconds, kind)) for kind in exchange.KINDS}
     facts["gradient_bytes"] = size
+    facts["machine"]["load_at_end"] = os.getloadavg()[0]
+    return facts
+
+
+def _checkpoint(config: Config, asked: BenchConfig) -> Facts:
+    placement = place(config, hardware())
+    facts: Facts = {"machine": machine(placement)}
+    timings, copies, size = checkpoint.time_checkpoint(config, placement, asked.repeats, asked.iterations)
+    pairs = zip(timings.seconds["saving"], timings.seconds["calm"], strict=True)
+    cost = spread([saving - calm for saving, calm in pairs])
+    facts["setting"] = {
+        "what": asked.what,
+        "model": config.model.name,
+        "k": config.k,
+        "n": config.n,
+        "minutes": config.checkpoint.minutes,
+        "repeats": asked.repeats,
+        "iterations": asked.iterations,
+    }
+    facts["checkpoint_bytes"] = size
+    facts["seconds"] = {"checkpoint": asdict(cost), "copy": asdict(spread(copies))}
+    facts["share"] = None if config.checkpoint.minutes == 0 else cost.high / (60 * config.checkpoint.minutes)
     facts["machine"]["load_at_end"] = os.getloadavg()[0]
     return facts
 
@@ -161,6 +187,8 @@ NAMES = {
     "both_ddp": "both, DDP",
     "both_tree": "both, tree",
     "ddp": "DDP",
+    "checkpoint": "that the run takes longer, all in all",
+    "copy": "of them on the training path",
 }
 
 
@@ -172,6 +200,14 @@ def as_text(facts: Facts) -> str:
         f"{where['precision']}; torch {where['torch']}; load {where['load_at_start']:.1f} at the start, "
         f"{where['load_at_end']:.1f} at the end",
     ]
+    if "checkpoint_bytes" in facts:
+        lines.append(
+            f"checkpoint: {facts['checkpoint_bytes'] / 1e6:,.1f} MB of {setting['model']}, beside "
+            f"{setting['iterations']} steps of k={setting['k']} n={setting['n']}"
+        )
+        lines += _spreads("seconds a checkpoint", facts["seconds"])
+        share = "–" if facts["share"] is None else f"{100 * facts['share']:.3f} %"
+        return "\n".join([*lines, "", f"of a run with checkpoint.minutes={setting['minutes']:g}, at most: {share}"])
     if "overlap" in facts:
         lines.append(
             f"exchange: {facts['gradient_bytes'] / 1e6:,.1f} MB of gradients ({setting['model']}) between "
