@@ -190,36 +190,47 @@ def _done_already(task: Task) -> Outcome | None:
 
 def run_task(directory: Path, task: Task) -> Outcome:
     """Run one task in this process or rank, and leave word in the sweep of how it ended."""
-    if os.environ.get("RANK", "0") != "0":
-        return _heeded(task)
-    with be_owner(log_of(directory, task.number).parent):
-        write_outcome(directory, task.number, "running")
+    with _heeding_signals():
         try:
-            outcome = _heeded(task)
-        except Exception as error:
-            write_outcome(directory, task.number, "failed", str(error).partition("\n")[0] or type(error).__name__)
-            raise
-        state = {INTERRUPTED: "interrupted", ENDED: "interrupted", FAULT: "failed"}.get(outcome.status, "over")
-        write_outcome(directory, task.number, state)
-        return outcome
+            if os.environ.get("RANK", "0") != "0":
+                return train_run(task.config)
+            with be_owner(log_of(directory, task.number).parent):
+                return _noted(directory, task)
+        except (KeyboardInterrupt, _Ended) as stop:
+            status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else ENDED
+            return Outcome(status, str(task.directory), {"status": "interrupted"})
+
+
+def _noted(directory: Path, task: Task) -> Outcome:
+    """Train, and leave word of it before and after."""
+    try:
+        write_outcome(directory, task.number, "running")
+        outcome = train_run(task.config)
+    except (KeyboardInterrupt, _Ended):
+        write_outcome(directory, task.number, "interrupted")
+        raise
+    except Exception as error:
+        write_outcome(directory, task.number, "failed", str(error).partition("\n")[0] or type(error).__name__)
+        raise
+    state = {INTERRUPTED: "interrupted", ENDED: "interrupted", FAULT: "failed"}.get(outcome.status, "over")
+    write_outcome(directory, task.number, state)
+    return outcome
 
 
 class _Ended(BaseException):
-    """SIGTERM or SIGUSR1 came while no run heeded them: torch is still being imported, or the run is over."""
+    """SIGTERM or SIGUSR1 came while no run heeds them: torch is still being imported, or the run is over."""
 
 
 def _end(number: int, frame: FrameType | None) -> None:
     raise _Ended
 
 
-def _heeded(task: Task) -> Outcome:
-    """Train, with a signal that comes before the loop ending the task as one that comes within it."""
+@contextlib.contextmanager
+def _heeding_signals() -> Iterator[None]:
+    """Let a signal that comes before the training loop heeds it end the task in the same way."""
     before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
-        return train_run(task.config)
-    except (KeyboardInterrupt, _Ended) as stop:
-        status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else ENDED
-        return Outcome(status, str(task.directory), {"status": "interrupted"})
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
