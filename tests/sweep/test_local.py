@@ -1,4 +1,4 @@
-"""How a machine is shared out; the processes themselves are in tests/e2e/test_sweep.py."""
+"""How a machine is shared out; the processes themselves are in tests/e2e/test_sweeps.py."""
 
 import pytest
 
