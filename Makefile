@@ -39,6 +39,13 @@ bench: .venv/synced ## measure the speed of a training step and of the loader he
 	$(BIN)/largebatch bench
 
 results: .venv/synced ## draw figures and tables again from the committed records
+	$(BIN)/largebatch plot curves runs=results/digits out=results/digits/curves.svg
+	$(BIN)/largebatch plot curves 'runs=results/digits/k1-*' 'runs=results/digits/k8-n32-gradual-*' \
+		'runs=results/digits/k32-n32-gradual-*' out=results/digits/curves-8-32.png
+	$(BIN)/largebatch plot scaling runs=results/digits paper=true out=results/digits/scaling.png
+	$(BIN)/largebatch plot rates runs=results/digits out=results/digits/rates.svg
+	$(BIN)/largebatch table runs=results/digits format=markdown > results/digits/table.md
+	$(BIN)/largebatch report runs=results/digits out=results/digits/report.html
 	$(BIN)/largebatch plot curves runs=results/digits-curves out=results/digits-curves/curves.svg out=results/digits-curves/curves.png
 	$(BIN)/python scripts/pitfalls.py results/pitfalls
 

@@ -26,7 +26,7 @@ METRICS = {
 }
 RECOMPUTED = "val_error_recomputed"
 GROUP = style.look(0)
-HEADROOM = 0.12  # for a line of the legend, in parts of the panel below it
+LINE, LABELS = 0.4, 0.6  # inches that a line of the legend takes, and the labels around a panel
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def draw(selection: Selection, options: CurveOptions) -> Figure:
         axes.set_title(names[group.hash], fontsize=10.5 if columns <= 3 else 9.5)
         axes.tick_params(labelbottom=True)
     lines = sum(max(1 + _final(group).count("\n") for group in part) for part in (selection.groups[:1], others))
-    set_scale(panels[0, 0], selection.groups, options, 1 + HEADROOM * lines)
+    set_scale(panels[0, 0], selection.groups, options, 1 + LINE * lines / (height - LABELS))
     for number, axes in enumerate(panels.flat):
         if number >= len(others):
             axes.remove()
