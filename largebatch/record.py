@@ -54,6 +54,7 @@ from largebatch.events import Events
 from largebatch.placement import Placement
 
 SCHEMA = 1
+REPLACED = "replaced"  # in a sweep's directory: records of runs that were made again
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "largebatch")
 # The only variables that are recorded: anything else may hold a secret.
 ENVIRONMENT = (

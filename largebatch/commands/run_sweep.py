@@ -19,7 +19,7 @@ from largebatch.config import LocalConfig, UserError
 from largebatch.interrupt import ENDED, INTERRUPTED
 from largebatch.launch.slurm import ranges
 from largebatch.lock import holder, owned
-from largebatch.record import describe, holds_run, read_summary
+from largebatch.record import REPLACED, describe, holds_run, read_summary
 from largebatch.sweep import slurm
 from largebatch.sweep.manifest import NAME, Arm, Task, log_of, nothing_allotted, plan
 from largebatch.sweep.origin import note_call
@@ -88,7 +88,7 @@ def put_away(directory: Path, task: Task) -> None:
         return
     if owner := holder(task.directory):
         raise UserError(f"sweep.force=true cannot begin {task.directory} again: process {owner.pid} is running it.")
-    place = directory / "replaced" / f"{task.number}-{task.directory.name}"
+    place = directory / REPLACED / f"{task.number}-{task.directory.name}"
     place.mkdir(parents=True, exist_ok=True)
     target = place / str(len(list(place.iterdir())))
     shutil.move(task.directory, target)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largebatch.config import UserError
-from largebatch.record import SCHEMA, holds_run, read_metrics
+from largebatch.record import REPLACED, SCHEMA, holds_run, read_metrics
 from largebatch.stats import final_error
 
 Columns = Mapping[str, NDArray[np.float64]]
@@ -117,6 +117,8 @@ class Run:
 def find(patterns: Iterable[str]) -> list[Path]:
     """Return the directories of all runs that are named by directories and globs, and of those below them.
 
+    Records that a sweep has replaced are left out, unless their own directory is named.
+
     Raises:
         UserError: one of them matches no run: what there is instead.
     """
@@ -145,7 +147,7 @@ def _runs_below(directory: Path) -> list[Path]:
     for parent, names, _ in os.walk(directory):
         here = [name for name in sorted(names) if holds_run(Path(parent, name))]
         found += [Path(parent, name) for name in here]
-        names[:] = sorted({*names} - {*here})
+        names[:] = sorted({*names} - {*here, REPLACED})
     return found
 
 

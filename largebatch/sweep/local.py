@@ -124,7 +124,8 @@ def _gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     asked = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.split()
+    said = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.splitlines()
+    return [line for line in said if line.startswith("GPU-")]  # where there is none, it says so here too
 
 
 class _Line:

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -120,6 +121,10 @@ def test_runs_are_found_by_directory_glob_and_below(record, tmp_path, monkeypatc
     (one / "checkpoints").mkdir()
     monkeypatch.chdir(tmp_path)
     assert {path.resolve() for path in find(["runs"])} == {one, two}
+    replaced = tmp_path / "runs" / "replaced" / "0-s1" / "0"
+    shutil.copytree(one, replaced)
+    assert {path.resolve() for path in find(["runs"])} == {one, two}
+    assert [path.resolve() for path in find(["runs/replaced"])] == [replaced]
     assert [path.resolve() for path in find([str(other)])] == [other]
     assert [path.resolve() for path in find(["runs/*s2*", "runs", str(two)])] == [two, one]
     assert [path.resolve() for path in find(["oth*"])] == [other]
