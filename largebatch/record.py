@@ -21,6 +21,8 @@ Files (schema 1):
     The weights at the end, under the network's own names.
 ``events.out.tfevents.*``
     The same figures for TensorBoard.
+``evaluations.jsonl``
+    A line for each `largebatch eval` of the run, appended; see :mod:`largebatch.evaluation.report`.
 ``starts.jsonl``
     A line each time that the run began or went on: ``started``, ``host``, ``iteration``, ``processes``, ``devices``,
     ``git``, ``command``.
@@ -112,6 +114,27 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return values if isinstance(values, dict) else None
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return the values of ``config.yaml`` as this program writes it: nested keys, and JSON for every value.
+
+    Raises:
+        UserError: it cannot be read, or was written by something else.
+    """
+    path = directory / "config.yaml"
+    levels: list[dict[str, Any]] = [{}]
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            key, _, text = line.strip().partition(": ")
+            del levels[1 + (len(line) - len(line.lstrip())) // 2 :]
+            if line.endswith(":"):
+                levels.append(levels[-1].setdefault(key.removesuffix(":"), {}))
+            else:
+                levels[-1][key] = json.loads(text)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as a run's configuration: {error}.") from None
+    return levels[0]
 
 
 def read_starts(directory: Path) -> list[dict[str, Any]]:

@@ -74,6 +74,19 @@ def test_resuming_cuts_the_lines_after_the_checkpoint(compose, origin, tmp_path)
     assert [line["iteration"] for line in record.read_metrics(tmp_path)] == [1, 3]
 
 
+def test_the_configuration_reads_as_it_was_written(compose, origin, tmp_path):
+    Record.open(tmp_path, compose("schedule.milestones=[3,6]"), origin, None).close()
+    assert record.read_config(tmp_path) == compose("schedule.milestones=[3,6]").to_mapping()
+
+
+def test_a_configuration_of_another_writer_is_not_guessed_at(tmp_path):
+    with pytest.raises(UserError, match=r"config.yaml cannot be read as a run's configuration: .*No such file"):
+        record.read_config(tmp_path)
+    (tmp_path / "config.yaml").write_text("model:\n    name: resnet8\n")
+    with pytest.raises(UserError, match=r"config.yaml cannot be read as a run's configuration: Expecting value"):
+        record.read_config(tmp_path)
+
+
 def test_a_line_cut_short_ends_the_metrics(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": 1}\n{"kind": "epo')
     assert record.read_metrics(tmp_path) == [{"kind": "epoch", "epoch": 1}]
