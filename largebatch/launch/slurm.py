@@ -29,6 +29,7 @@ JOBS = "jobs.jsonl"
 SCRIPTS = "slurm"
 TEMPLATE = Path(__file__).with_name("slurm.sh.j2")
 
+NO_VAL = str(2**32 - 2)  # SLURM's word for no number
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT", "REQUEUE_FED")
 ACTIVE = ("RUNNING", "CONFIGURING", "COMPLETING", "STAGE_OUT", "SUSPENDED", "STOPPED", "SIGNALING", "RESIZING")
 
@@ -232,7 +233,8 @@ def parse_scontrol(text: str) -> dict[str, Element]:
     elements = {}
     for line in text.splitlines():
         fields = dict(re.findall(r"(?:^| )(ArrayJobId|ArrayTaskId|JobState|Reason|Restarts|NodeList)=(\S*)", line))
-        if "ArrayTaskId" in fields:  # scontrol also says, in its own words, that there is nothing
+        # None where scontrol has nothing to show; NO_VAL where all of an array was cancelled before its first start.
+        if fields.get("ArrayTaskId", NO_VAL) != NO_VAL:
             word = fields["Reason"]
             reason = "" if word == "None" else word
             nodes = "" if fields["NodeList"] == "(null)" else fields["NodeList"]
@@ -246,24 +248,21 @@ def parse_sacct(text: str) -> dict[str, Element]:
     """Return elements by job from :func:`_accounted`: a line for every start of one, the last one last."""
     elements: dict[str, Element] = {}
     for line in text.splitlines():
-        name, state, reason, nodes = line.split("|")
+        name, state, nodes = line.split("|")
         job, _, inner = name.partition("_")
+        if not inner:  # an array before its first start
+            continue
         for number in numbers(inner.strip("[]")):
             key = f"{job}_{number}"
             restarts = elements[key].restarts + 1 if key in elements else 0
-            elements[key] = Element(
-                key,
-                state.split()[0],  # CANCELLED by 1000
-                "" if reason == "None" else reason,
-                restarts,
-                "" if nodes == "None assigned" else nodes,
-            )
+            where = "" if nodes == "None assigned" else nodes
+            elements[key] = Element(key, state.split()[0], "", restarts, where)  # "CANCELLED by 1000"
     return elements
 
 
 def _accounted(jobs: Sequence[str]) -> str:
     """Ask sacct for arrays: "" where the cluster keeps no accounts."""
-    words = ("--noheader", "--parsable2", "--allocations", "--duplicates", "--format=JobID,State,Reason,NodeList")
+    words = ("--noheader", "--parsable2", "--allocations", "--duplicates", "--format=JobID,State,NodeList")
     try:
         return _call("sacct", *words, f"--jobs={','.join(jobs)}")
     except Fault:

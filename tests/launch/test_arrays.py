@@ -175,21 +175,22 @@ def test_elements_are_read_from_scontrol():
     found = slurm.parse_scontrol(text)
     assert found == {"12_0": Element("12_0", "RUNNING", "", 1, "n[1-2]"), **waiting}
     assert [(element.queued, element.running) for element in found.values()] == [(False, True), *[(True, False)] * 3]
-    assert slurm.parse_scontrol("No jobs in the system\n") == {}
+    cancelled = text.splitlines()[1].replace("2-3,7%3", "4294967294").replace("PENDING", "CANCELLED")
+    assert slurm.parse_scontrol(f"{cancelled}\nNo jobs in the system\n") == {}
 
 
 def test_elements_are_read_from_sacct():
     """An element that queued again has a line for each start."""
     text = (
-        "5_0|REQUEUED|None|n1\n5_1|CANCELLED by 0|None|n1\n5_0|COMPLETED|None|n2\n5_2|FAILED|NonZeroExitCode|n1\n"
-        "5_[3-4%3]|PENDING|Resources|None assigned\n"
+        "5_0|REQUEUED|n1\n5_1|CANCELLED by 0|n1\n5_0|COMPLETED|n2\n5_2|FAILED|n1\n"
+        "5_[3-4%3]|PENDING|None assigned\n6|CANCELLED by 0|None assigned\n"
     )
     assert slurm.parse_sacct(text) == {
         "5_0": Element("5_0", "COMPLETED", "", 1, "n2"),
         "5_1": Element("5_1", "CANCELLED", "", 0, "n1"),
-        "5_2": Element("5_2", "FAILED", "NonZeroExitCode", 0, "n1"),
-        "5_3": Element("5_3", "PENDING", "Resources", 0, ""),
-        "5_4": Element("5_4", "PENDING", "Resources", 0, ""),
+        "5_2": Element("5_2", "FAILED", "", 0, "n1"),
+        "5_3": Element("5_3", "PENDING", "", 0, ""),
+        "5_4": Element("5_4", "PENDING", "", 0, ""),
     }
 
 
