@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -74,24 +75,29 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))
     # A rank that does not heed SIGTERM hangs: it has lost another one, or is stopped. (Newer versions read this.)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "10")
+    # Then the agent opens no store of its own, on every network of this machine: see _meeting_point.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=processes,
         run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        rdzv_configs={"store_type": "file"},
         local_addr="127.0.0.1",
-        max_restarts=0,
+        max_restarts=0,  # its restarts share a store with the dead, and often fail: who restarts calls again
         monitor_interval=_WATCH_SECONDS,
         start_method="spawn",
         # The agent would end the ranks within 30 s of a signal, and never fetch what they return.
         signals_to_handle="SIGHUP,SIGQUIT",
     )
-    with tempfile.TemporaryDirectory() as failures, _Relay() as relay:
-        config.logs_specs = DefaultLogsSpecs(log_dir=failures)
+    with tempfile.TemporaryDirectory() as directory, _Relay() as relay:
+        config.logs_specs = DefaultLogsSpecs(log_dir=directory)
+        config.rdzv_endpoint = str(Path(directory) / "rendezvous")
+        store = _meeting_point()
         try:
-            results = elastic_launch(config, enter)(os.getpid(), function, arguments)
+            results = elastic_launch(config, enter)((os.getpid(), store.port), function, arguments)
         except ChildFailedError as error:
             if relay.interrupt or relay.end:
                 raise Stopped(signal.SIGINT if relay.interrupt else signal.SIGTERM) from None
@@ -99,6 +105,21 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
         except SignalException as error:
             raise Stopped(int(error.sigval)) from None
     return results[0]  # type: ignore[no-any-return]
+
+
+def _meeting_point() -> Any:
+    """Return a store for the ranks, which listens to this machine alone: PyTorch's own listen to every network."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        # The store closes what it is given.
+        return TCPStore(
+            "127.0.0.1",
+            server.getsockname()[1],
+            is_master=True,
+            wait_for_workers=False,
+            master_listen_fd=os.dup(server.fileno()),
+        )
 
 
 class _Relay(Signals):
@@ -123,8 +144,10 @@ def _in_place(function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
     return cast(R, record(function)(*arguments))
 
 
-def enter(parent: int, function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
-    """Run in a new rank: tie its life to the launcher's, then do the work."""
+def enter(launcher: tuple[int, int], function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
+    """Run in a new rank: tie its life to the launcher's (process, port of its store), then do the work."""
+    parent, port = launcher
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     # Ctrl-C reaches the launcher alone, which passes it on; a launcher that is killed takes its ranks along.
     os.setsid()
     if sys.platform == "linux":

@@ -54,6 +54,22 @@ def test_a_second_signal_ends_it_at_once(start, processes, tmp_path):
     wait_for(lambda: not any(map(alive, everyone)))
 
 
+def listening(process: int) -> set[str]:
+    """Return the addresses at which a process listens, as /proc/net writes them."""
+    links = [str(path.readlink()) for path in Path(f"/proc/{process}/fd").iterdir() if path.is_symlink()]
+    own = {link[len("socket:[") : -1] for link in links if link.startswith("socket:[")}
+    rows = [line.split() for name in ("tcp", "tcp6") for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]]
+    return {row[1].rpartition(":")[0] for row in rows if row[3] == "0A" and row[9] in own}
+
+
+@linux
+def test_processes_of_one_machine_meet_where_no_other_can_reach(start):
+    run = start(*ENDLESS, "processes=2")
+    run.until_it_trains()
+    addresses = set().union(*map(listening, [run.process.pid, *descendants(run.process.pid)]))
+    assert addresses == {"0100007F"}  # 127.0.0.1, in the order of this machine's bytes
+
+
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory):
     return make_tree(tmp_path_factory.mktemp("tree"))
@@ -79,7 +95,7 @@ def test_a_launcher_that_is_killed_leaves_no_orphan(start, tree):
 
 @linux
 def test_a_rank_that_is_killed_is_named(start):
-    run = start(*ENDLESS, "processes=2")
+    run = start(*ENDLESS, "processes=2", "launcher.max_restarts=0")
     run.until_it_trains()
     everyone = descendants(run.process.pid)
     os.kill(ranks(run.process.pid)[-1], signal.SIGKILL)
