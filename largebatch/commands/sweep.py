@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -144,7 +145,7 @@ def _runner(directory: Path, task: Task) -> Holder | None:
 def _standings(directory: Path, tasks: Sequence[Task] | None = None) -> list[Standing]:
     """Return where tasks stand, all of a sweep's by default; a scheduler is asked where there is one."""
     tasks = read(directory) if tasks is None else tasks
-    if not _is_submitted(tasks):
+    if not (_is_submitted(tasks) and shutil.which("scontrol")):  # records can be looked at anywhere
         return standings(directory, tasks)
     return standings(directory, tasks, slurm.states(directory))
 

@@ -233,8 +233,8 @@ def parse_scontrol(text: str) -> dict[str, Element]:
     elements = {}
     for line in text.splitlines():
         fields = dict(re.findall(r"(?:^| )(ArrayJobId|ArrayTaskId|JobState|Reason|Restarts|NodeList)=(\S*)", line))
-        # None where scontrol has nothing to show; NO_VAL where all of an array was cancelled before its first start.
-        if fields.get("ArrayTaskId", NO_VAL) != NO_VAL:
+        # None where scontrol has nothing to show; no number where all of an array was cancelled before its first start.
+        if fields.get("ArrayTaskId", NO_VAL) not in (NO_VAL, "N/A"):
             word = fields["Reason"]
             reason = "" if word == "None" else word
             nodes = "" if fields["NodeList"] == "(null)" else fields["NodeList"]

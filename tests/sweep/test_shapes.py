@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from largebatch.commands.sweep import SWEEP
 from largebatch.config import Config, UserError
-from largebatch.sweep import slurm
+from largebatch.sweep import manifest, slurm
 from largebatch.sweep.manifest import Arm, Resources, Task
 
 
@@ -86,3 +87,13 @@ def test_a_key_of_another_launcher_is_refused(compose):
         Config.from_mapping({**values, "launcher": {**values["launcher"], "name": "local"}})
     with pytest.raises(UserError, match=r"launcher=pbs is not known: it takes local, slurm"):
         Config.from_mapping({**values, "launcher": {"name": "pbs"}})
+
+
+def test_a_sweep_is_looked_at_where_there_is_no_slurm(compose, tmp_path, monkeypatch, capsys):
+    manifest.plan(tmp_path, [Arm("seed=3", compose("launcher=slurm", "seed=3").to_mapping())], slurm.resources)
+    (tmp_path / "jobs.jsonl").write_text('{"job": "12", "tasks": [0], "offset": 0}\n')
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert SWEEP.run(["status", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["0", "waiting", "0.0", "of", "90", "–", "0", "seed=3"]
+    with pytest.raises(UserError, match="there is no scontrol on this machine"):
+        SWEEP.run(["resume", str(tmp_path)])
