@@ -94,13 +94,14 @@ def _curves(selection: Selection, name: str) -> Chart:
     looks = series.looks(selection)
     figure, axes = _panel()
     at: dict[int, list[Value]] = {}
-    for number, group in enumerate(selection.groups):
+    for number, group in reversed(list(enumerate(selection.groups))):  # the baseline lies on top
         look = looks[group.hash]
         curves.draw_group(axes, group, name, look, options, f"g{number}:", linestyle=look.dashes, linewidth=look.width)
+    for number, group in enumerate(selection.groups):
         curve = series.curve(group.finished, name)
         for epoch, mean, std in () if curve is None else zip(curve.x, curve.mean, curve.std, strict=True):
             at.setdefault(int(epoch), []).append(Value(number, _spread(float(mean), float(std))))
-    curves.set_scale(axes, selection.groups, options, headroom=1.0)
+    curves.set_scale(axes, *curves.limits(selection.groups, options), options.metric)
     curves.mark_decays(axes, selection.baseline or selection.groups[0], "epochs")
     axes.set(xlabel="epoch", ylabel=f"{what.lower()}, top-1 (%)")
     axes.margins(x=0)

@@ -19,12 +19,13 @@ from largebatch.report.statistics import BETTER, DEFINITIONS, DIVERGED, EQUIVALE
 from largebatch.report.table import our_cells
 
 LISTED = 4  # groups named in the answer, by verdict
-VERDICTS = {
+VERDICTS: dict[str | None, str] = {
     EQUIVALENT: "equivalent to it within ± {margin:g} points",
     WORSE: "worse",
     BETTER: "better",
     UNDECIDED: "undecided with so few seeds",
-    DIVERGED: "diverged",
+    DIVERGED: "not to be judged, with runs that diverged",
+    None: "not to be judged, with a single seed or none",
 }
 
 
@@ -88,28 +89,25 @@ def question(selection: Selection) -> str:
 
 def answer(selection: Selection, rows: Sequence[Row], margin: float) -> str:
     """Return what the verdicts come to, in a sentence or two."""
-    judged: dict[str, list[Row]] = {verdict: [] for verdict in VERDICTS}
-    unjudged = 0
-    for row in rows:
-        if row.is_baseline:
-            continue
-        if row.comparison is None or row.comparison.verdict is None:
-            unjudged += 1
-        else:
-            judged[row.comparison.verdict].append(row)
-    parts = []
-    for verdict, found in judged.items():
-        if found:
-            be, words = "is" if len(found) == 1 else "are", VERDICTS[verdict].format(margin=margin)
-            parts.append(f"{len(found)} {be} {words} ({_named(found, selection)})")
-    if not parts:
+    others = [row for row in rows if not row.is_baseline]
+    judged: dict[str | None, list[Row]] = {verdict: [] for verdict in VERDICTS}
+    for row in others:
+        judged[row.comparison.verdict if row.comparison else None].append(row)
+    if not others or judged[None] == others:
         return "Nothing is judged: that takes a baseline and another group, each with two seeds that are done."
-    if unjudged:
-        parts.append(f"{unjudged} cannot be judged")
+    found = [(VERDICTS[verdict].format(margin=margin), of_it) for verdict, of_it in judged.items() if of_it]
     baseline = next(series.final(row.group) for row in rows if row.is_baseline)
-    compared = len(rows) - 1
-    subject = "the one other group" if compared == 1 else f"{compared} other groups"
-    return f"The baseline reaches {baseline}. Of {subject}, {'; '.join(parts)}."
+    if len(found) == 1:
+        words, of_it = found[0]
+        subject = {1: "The other group is", 2: "Both other groups are"}.get(
+            len(others), f"All {len(others)} others are"
+        )
+        return f"The baseline reaches {baseline}. {subject} {words} ({_named(of_it, selection)})."
+    parts = [
+        f"{len(of_it)} {'is' if len(of_it) == 1 else 'are'} {words} ({_named(of_it, selection)})"
+        for words, of_it in found
+    ]
+    return f"The baseline reaches {baseline}. Of {len(others)} other groups, {'; '.join(parts)}."
 
 
 def _named(rows: Sequence[Row], selection: Selection) -> str:

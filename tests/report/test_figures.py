@@ -53,10 +53,10 @@ def test_curves_are_means_over_seeds_with_a_band_of_one_std(record, runs):
     for seed, error in enumerate((6.0, 8.0)):
         record([80.0, 60.0, 30.0, error, error, error], seed=seed, k=4, settings=BASELINE)
     (panel,) = curves.draw(runs(), CurveOptions()).axes
-    validation = line(panel, color="#000000", linewidth=2.0)
+    validation = line(panel, color="#000000", linewidth=2.8)
     assert validation.get_xdata().tolist() == [1, 2, 3, 4, 5, 6]
     assert validation.get_ydata() == pytest.approx([80, 40, 20, 2.5, 2.5, 2.5])
-    assert line(panel, color="#000000", linewidth=1.0).get_ydata() == pytest.approx([90, 45, 22, 2.5, 2.5, 2.5])
+    assert line(panel, color="#000000", linewidth=1.4).get_ydata() == pytest.approx([90, 45, 22, 2.5, 2.5, 2.5])
     assert line(panel, color=curves.GROUP.colour, linewidth=2.0).get_ydata() == pytest.approx([80, 60, 30, 7, 7, 7])
     # The medians of the last five epochs are the errors themselves. (1 - 2.5)² + (2 - 2.5)² + (4.5 - 2.5)² = 6.5, and
     # √(6.5/2) = 1.803; (6 - 7)² + (8 - 7)² = 2, and √2 = 1.414.
@@ -109,13 +109,13 @@ def test_warmup_is_shaded_and_decays_are_marked(record, runs):
 def test_x_axes(record, runs, x, expected):
     record(5.0, k=2, settings={"lr.base_minibatch": 64}, seconds=6 * 3600.0)
     (panel,) = curves.draw(runs(), CurveOptions(x=x)).axes
-    assert line(panel, linewidth=2.0).get_xdata() == pytest.approx(expected)
+    assert line(panel, linewidth=2.8).get_xdata() == pytest.approx(expected)
 
 
 def test_smoothing_is_a_trailing_mean(record, runs):
     record([60.0, 30.0, 30.0, 12.0, 6.0, 0.0], k=1, settings=BASELINE)
     (panel,) = curves.draw(runs(), CurveOptions(smooth=3)).axes
-    assert line(panel, linewidth=2.0).get_ydata() == pytest.approx([60, 45, 40, 24, 16, 6])
+    assert line(panel, linewidth=2.8).get_ydata() == pytest.approx([60, 45, 40, 24, 16, 6])
 
 
 def test_what_was_not_measured_is_refused(record, runs):

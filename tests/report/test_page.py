@@ -57,6 +57,16 @@ def test_question_and_answer(comparison):
     )
 
 
+def test_one_verdict_on_all_is_said_once(record, tmp_path):
+    for k in (1, 2, 4):
+        for seed in (0, 1):
+            record(5.0 + 0.1 * seed, k=k, seed=seed, settings=BASELINE)
+    selection = select([str(tmp_path / "runs")])
+    assert answer(selection, make_rows(selection, 0.5), 0.5) == (
+        "The baseline reaches 5.05 ± 0.07 %. Both other groups are equivalent to it within ± 0.5 points (k = 2, k = 4)."
+    )
+
+
 def test_without_seeds_nothing_is_judged(record, tmp_path):
     record(5.0, k=1, settings=BASELINE)
     record(5.0, k=2, settings=BASELINE)

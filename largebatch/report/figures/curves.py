@@ -26,6 +26,7 @@ METRICS = {
 }
 RECOMPUTED = "val_error_recomputed"
 GROUP = style.look(0)
+THIN = 1.0  # points
 LINE, LABELS = 0.4, 0.6  # inches that a line of the legend takes, and the labels around a panel
 
 
@@ -64,7 +65,7 @@ class CurveOptions:
         train, validation, _ = METRICS[self.metric]
         drawn: list[tuple[str, dict[str, Any]]] = []
         if train and self.show != "validation":
-            drawn.append((train, {"linestyle": (0, (4, 2)), "linewidth": 1.0}))
+            drawn.append((train, {"linestyle": (0, (4, 2)), "linewidth": THIN}))
         if self.show != "train":
             drawn.append((validation, {"linestyle": "-", "linewidth": 2.0}))
         if self.recomputed:
@@ -88,17 +89,19 @@ def draw(selection: Selection, options: CurveOptions) -> Figure:
     rows = math.ceil(len(others) / columns)
     width, height = (4.6, 3.7) if columns <= 3 else (3.35, 2.75)
     figure = style.blank(columns * width, rows * height + 0.4)
-    panels = figure.subplots(rows, columns, sharex=options.x == "epochs", sharey=True, squeeze=False)
-    for axes, group in zip(panels.flat, others, strict=False):
-        draw_panel(axes, group, selection.baseline, options)
-        axes.set_title(names[group.hash], fontsize=10.5 if columns <= 3 else 9.5)
-        axes.tick_params(labelbottom=True)
+    # The panels have equal axes, but do not share them: matplotlib would take a time that grows with their square.
+    panels = figure.subplots(rows, columns, squeeze=False)
+    lowest, highest = limits(selection.groups, options)
     lines = sum(max(1 + _final(group).count("\n") for group in part) for part in (selection.groups[:1], others))
-    set_scale(panels[0, 0], selection.groups, options, 1 + LINE * lines / (height - LABELS))
     for number, axes in enumerate(panels.flat):
         if number >= len(others):
             axes.remove()
-        elif number + columns >= len(others):
+            continue
+        draw_panel(axes, others[number], selection.baseline, options)
+        axes.set_title(names[others[number].hash], fontsize=10.5 if columns <= 3 else 9.5)
+        set_scale(axes, lowest, highest, options.metric, 1 + LINE * lines / (height - LABELS))
+        axes.tick_params(labelleft=number % columns == 0)
+        if number + columns >= len(others):
             axes.set_xlabel(series.X_AXES[options.x])
     figure.supylabel(METRICS[options.metric][2], fontsize=11)
     _key(figure, selection, options)
@@ -113,12 +116,14 @@ def draw_panel(axes: Axes, group: Group, baseline: Group | None, options: CurveO
     handles = []
     for one, look, word in shown:
         for name, line in options.measures:
-            draw_group(axes, one, name, look, options, **line)
+            width = line["linewidth"] * (1.4 if one is baseline else 1)  # where curves meet, both are to be seen
+            draw_group(axes, one, name, look, options, linestyle=line["linestyle"], linewidth=width)
         label = f"{word}: {_final(one)}"
         handles.append(Line2D([], [], color=look.colour, marker=look.marker, lw=2, label=label))
     shade_warmup(axes, group, options.x)
     mark_decays(axes, group, options.x)
     axes.margins(x=0)
+    axes.set_xlim(left=0)
     style.grid(axes)
     axes.legend(handles=handles, loc="upper right", handlelength=1.6)
 
@@ -144,9 +149,8 @@ def draw_group(
     """
     curve = series.curve(group.finished, name, options.x, options.smooth)
     if curve:
-        front = 3 if look is style.BASELINE else 2
-        (drawn,) = axes.plot(curve.x, curve.mean, color=look.colour, gid=f"{tag}mean", zorder=front, **line)
-        if look.marker and line["linewidth"] > 1:
+        (drawn,) = axes.plot(curve.x, curve.mean, color=look.colour, gid=f"{tag}mean", **line)
+        if look.marker and line["linewidth"] > THIN:
             drawn.set(marker=look.marker, markersize=4, markevery=0.1)
         if len(group.finished) > 1:
             low, high = curve.mean - curve.std, curve.mean + curve.std
@@ -181,19 +185,29 @@ def shade_warmup(axes: Axes, group: Group, x_axis: str) -> None:
         axes.axvspan(0, series.at_epoch(_whole(group), epochs, x_axis), color=style.SHADE, lw=0, zorder=0)
 
 
-def set_scale(axes: Axes, groups: Sequence[Group], options: CurveOptions, headroom: float) -> None:
-    """Set the y-axis that suits what is drawn of all groups, with room above for the legend."""
-    runs = [run for group in groups for run in group.runs]
-    drawn = [run.epochs[name] for run in runs for name, _ in options.measures if name in run.epochs]
-    values = np.concatenate(drawn)
-    values = values[np.isfinite(values)]
-    if options.metric == "loss":
-        axes.set_yscale("log", nonpositive="clip")
-        style.plain_numbers(axes)
-    elif values.any():
-        last_named = options.measures[-1][0]  # of validation, where it is drawn: training may end at 0
-        ends = [curve.mean[-1] for curve in _means(groups, last_named) if curve.mean[-1] > 0]
-        style.error_scale(axes, min([*ends, values.max()]), float(values.max()), headroom)
+def limits(groups: Sequence[Group], options: CurveOptions) -> tuple[float, float]:
+    """Return the lowest final mean above 0 and the highest value of the lines that are drawn of all groups.
+
+    The final means are of validation where it is drawn: training may end at 0.
+    """
+    names = [name for name, _ in options.measures]
+    means = {name: [curve.mean for curve in _means(groups, name)] for name in names}
+    lone = [run for group in groups for run in (*group.diverged, *group.unfinished)]
+    lines = [mean for of_name in means.values() for mean in of_name]
+    lines += [run.epochs[name] for run in lone for name in names if name in run.epochs]
+    values = np.concatenate(lines)
+    highest = float(values[np.isfinite(values)].max(initial=0.0)) or 1.0
+    return min([*(float(mean[-1]) for mean in means[names[-1]] if mean[-1] > 0), highest]), highest
+
+
+def set_scale(axes: Axes, lowest: float, highest: float, metric: str, headroom: float = 1.0) -> None:
+    """Set the y-axis for values up to ``highest``, with room above for the legend (:func:`style.error_scale`)."""
+    if metric != "loss":
+        style.error_scale(axes, lowest, highest, headroom)
+        return
+    axes.set_yscale("log", nonpositive="clip")
+    style.plain_numbers(axes)
+    axes.set_ylim(lowest / 2, highest * (2 * highest / lowest) ** (headroom - 1))
 
 
 def _means(groups: Sequence[Group], name: str) -> list[series.Curve]:

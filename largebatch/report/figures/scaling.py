@@ -154,7 +154,12 @@ def draw_runs(axes: Axes, selection: Selection, margin: float, tags: Mapping[str
         axes.plot([], [], "x", color="#444444", markeredgewidth=2, label="diverged, of all runs")
     spreads = [(mean, 0.0 if math.isnan(std) else std) for mean, std in _spreads(selection.groups)]
     if spreads:
-        style.error_scale(axes, min(mean for mean, _ in spreads), max(mean + BAND * std for mean, std in spreads), 1.08)
+        low, high = (sign(mean + side * BAND * std for mean, std in spreads) for sign, side in ((min, -1), (max, 1)))
+        if style.spans_much(min(mean for mean, _ in spreads), high):
+            style.error_scale(axes, min(mean for mean, _ in spreads), high, 1.08)
+        else:  # not from 0, as in the paper's figure: what matters is how errors differ
+            margin_around = max(0.15 * (high - low), 0.5)
+            axes.set_ylim(max(0.0, low - margin_around), high + margin_around)
 
 
 def _spreads(groups: Sequence[Group]) -> list[tuple[float, float]]:

@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 STYLE: dict[Any, Any] = {
     "font.size": 11,
@@ -71,6 +71,11 @@ def grid(axes: Axes) -> None:
     axes.grid(color=GRID, linewidth=0.6)
 
 
+def spans_much(lowest: float, highest: float) -> bool:
+    """Whether errors lie so far apart that a linear axis would hide what is small."""
+    return 0 < lowest < highest / 8
+
+
 def error_scale(axes: Axes, lowest: float, highest: float, headroom: float = 1.0) -> None:
     """Set the axis of an error in %: logarithmic where it spans much, and then linear from ``lowest`` down to 0.
 
@@ -80,7 +85,8 @@ def error_scale(axes: Axes, lowest: float, highest: float, headroom: float = 1.0
         highest: The highest error drawn.
         headroom: Empty space above it, for a legend: 1 is none, 2 as much as what is drawn on a linear axis.
     """
-    if not 0 < lowest < highest / 8:
+    if not spans_much(lowest, highest):
+        axes.set_yticks(MaxNLocator(5).tick_values(0, min(highest, 100)))
         axes.set_ylim(0, max(highest, lowest) * headroom)
         return
     steps = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)

@@ -4,6 +4,7 @@
   const boxes = [...document.querySelectorAll("[data-toggle]")];
   const label = (number) => boxes[number].closest("label");
   const drawn = (number) => document.querySelectorAll(`.chart [data-group="${number}"]`);
+  const MOST = 16; // values that fit beside a figure
   const shown = (number) => number === null || boxes[number].checked;
 
   // Groups: shown and hidden in every figure; pointed at, they stand out.
@@ -59,7 +60,9 @@
       const title = document.createElement("strong");
       title.textContent = mark.name;
       const lines = mark.values.filter(([number]) => shown(number)).map(line);
-      reading.replaceChildren(title, ...lines);
+      const more = document.createElement("span");
+      more.textContent = lines.length > MOST ? `and ${lines.length - MOST} more: show fewer groups to read them` : "";
+      reading.replaceChildren(title, ...lines.slice(0, MOST), more);
       cursor.hidden = reading.hidden = false;
       cursor.style.left = `${mark.x * 100}%`;
       const height = chart.querySelector("svg").getBoundingClientRect().height;
