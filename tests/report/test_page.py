@@ -3,8 +3,10 @@
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
+from records import EPOCHS, changed, ending, write_run
 
 from largebatch.commands import report
 from largebatch.report.page import answer, page, question
@@ -38,13 +40,21 @@ class Reader(HTMLParser):
         return [attributes for name, attributes in self.elements if name == tag]
 
 
-@pytest.fixture
-def comparison(record, tmp_path):
+@pytest.fixture(scope="module")
+def comparison(compose, tmp_path_factory):
     """Return a selection of k = 1 (the baseline), 2 (equivalent) and 4 (worse), two seeds each."""
+    runs = tmp_path_factory.mktemp("comparison") / "runs"
     for k, errors in ((1, (5.0, 5.1)), (2, (5.05, 5.15)), (4, (9.0, 9.2))):
         for seed, error in enumerate(errors):
-            record(error, k=k, seed=seed, settings=BASELINE)
-    return select([str(tmp_path / "runs")])
+            settings = {"epochs": EPOCHS, "warmup.name": "none", "k": k, "seed": seed, **BASELINE}
+            write_run(runs, changed(compose(), settings), ending(error))
+    return select([str(runs)])
+
+
+@pytest.fixture(scope="module")
+def text(comparison):
+    """Return its page."""
+    return page(comparison, 0.5)
 
 
 def test_question_and_answer(comparison):
@@ -74,8 +84,7 @@ def test_without_seeds_nothing_is_judged(record, tmp_path):
     assert answer(selection, make_rows(selection, 0.5), 0.5).startswith("Nothing is judged: that takes")
 
 
-def test_it_is_complete_and_loads_nothing(comparison):
-    text = page(comparison, 0.5)
+def test_it_is_complete_and_loads_nothing(text):
     read = Reader(text)
     assert {tag for tag, _ in read.elements} & {"link", "img", "iframe", "object", "embed"} == set()
     assert not any("src" in attributes for _, attributes in read.elements)
@@ -91,8 +100,7 @@ def test_it_is_complete_and_loads_nothing(comparison):
     assert [own["data-toggle"] for own in read.all("input")] == ["0", "1", "2"]
 
 
-def test_values_to_read_are_those_of_the_records(comparison):
-    text = page(comparison, 0.5)
+def test_values_to_read_are_those_of_the_records(text):
     readings = json.loads(re.search(r'<script type="application/json" id="readings">(.*?)</script>', text, re.S)[1])
     last = readings["val_error"]["marks"][-1]
     # The last epoch's errors are 9 below the final ones: -4 and -3.9, whose mean is -3.95.
@@ -102,8 +110,8 @@ def test_values_to_read_are_those_of_the_records(comparison):
     assert readings["rates"]["marks"][0]["values"] == [[0, "0.1"], [1, "0.2"], [2, "0.4"]]
 
 
-def test_every_part_of_a_group_can_be_hidden(comparison):
-    groups = re.findall(r"<svg aria-hidden.*?</svg>", page(comparison, 0.5), re.S)
+def test_every_part_of_a_group_can_be_hidden(text):
+    groups = re.findall(r"<svg aria-hidden.*?</svg>", text, re.S)
     curves = next(svg for svg in groups if "val_error-" in svg)
     assert {number: curves.count(f'data-group="{number}"') for number in "012"} == {"0": 2, "1": 2, "2": 2}
 
@@ -119,23 +127,20 @@ def test_text_from_records_is_text(record, tmp_path):
     assert f"largebatch train {attack}" in "".join(Reader(text).words)
 
 
-def test_the_command(comparison, tmp_path, monkeypatch, capsys):
+def test_the_command_and_a_corrupt_record(record, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert report.run([]) == 0
-    assert report.run(["out=report.html", "margin=0.01"]) == 0  # its own file
-    assert capsys.readouterr().out.split() == ["report.html", "report.html"]
-    text = (tmp_path / "report.html").read_text()
-    assert "margin ± 0.01 points" in text
+    record(5.0, k=1, settings=BASELINE)
+    broken = record(5.0, k=2, settings=BASELINE)
+    assert report.run(["margin=0.25"]) == 0
+    text = Path("report.html").read_text(encoding="utf-8")
+    assert "margin ± 0.25 points" in text
     assert len(text) < 5e6
+    (broken / "summary.json").write_text("[]")
+    assert report.run(["out=report.html"]) == 1  # over its own file
+    words = f"{broken.relative_to(tmp_path)} was left out, its record is corrupt: summary.json is not a JSON object."
+    assert words in Path("report.html").read_text(encoding="utf-8")
+    printed = capsys.readouterr()
+    assert printed.out.split() == ["report.html", "report.html"]
+    assert words in printed.err
     assert report.run(["--help"]) == 0
     assert "margin=" in capsys.readouterr().out
-
-
-def test_a_corrupt_record_is_on_the_page(comparison, tmp_path, capsys):
-    broken = comparison.runs[-1].directory
-    (broken / "summary.json").write_text("[]")
-    out = tmp_path / "page.html"
-    assert report.run([f"runs={tmp_path / 'runs'}", f"out={out}"]) == 1
-    words = f"{broken} was left out, its record is corrupt: summary.json is not a JSON object."
-    assert words in out.read_text()
-    assert words[:-1] in capsys.readouterr().err
