@@ -14,6 +14,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
 from largebatch.interrupt import Signals
 from largebatch.sweep.manifest import Task, log_of
 from largebatch.sweep.status import progress
@@ -132,9 +136,6 @@ class _Line:
     """On a terminal, a line below all others that says how far the sweep has come."""
 
     def __init__(self) -> None:
-        from rich.console import Console
-        from rich.live import Live
-
         console = Console(stderr=True)
         # No thread refreshes it: processes are started beside it.
         self._live = Live(console=console, auto_refresh=False, transient=True)
@@ -157,4 +158,5 @@ class _Line:
         where = [
             f"task {task.number} epoch {progress(task.directory)[0]:.1f} of {task.config.epochs}" for task in running
         ]
-        self._live.update("; ".join([f"{done} of {total} done", *where]), refresh=True)
+        text = Text("; ".join([f"{done} of {total} done", *where]), no_wrap=True, overflow="ellipsis")
+        self._live.update(text, refresh=True)

@@ -32,7 +32,9 @@ def note_call(directory: Path, launcher: LauncherConfig) -> list[str]:
     git = git_state(CODE)
     changed = _uncommitted() if git["dirty"] else ""
     before = calls[-1] if calls else None
-    name = before["diff"] if before and before["diff"] and (directory / before["diff"]).read_text() == changed else None
+    name = before["diff"] if before else None
+    if name and not ((directory / name).is_file() and (directory / name).read_text(encoding="utf-8") == changed):
+        name = None
     if changed and name is None:
         name = f"code-{len(calls)}.diff"
         (directory / name).write_text(changed, encoding="utf-8")
