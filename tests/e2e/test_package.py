@@ -49,6 +49,12 @@ def test_explain_finds_its_configuration(installed, tmp_path):
     assert "kn = 256 × 32 = 8192" in run(installed / "largebatch", "explain", "experiment=imagenet_1h", cwd=tmp_path)
 
 
+def test_report_finds_its_templates_and_plot_the_published_points(installed, tmp_path):
+    records = ROOT / "results" / "digits-curves"
+    assert run(installed / "largebatch", "report", f"runs={records}", cwd=tmp_path) == "report.html\n"
+    assert run(installed / "largebatch", "plot", "scaling", "paper=true", cwd=tmp_path) == "scaling.svg\n"
+
+
 def test_train_and_sweep_record_where_they_were_started(installed, tmp_path):
     run(installed / "largebatch", "train", "-m", "k=1,2", "iterations=2", "threads=1", cwd=tmp_path)
     assert len(list(tmp_path.glob("runs/sweeps/*/k[12]-*/summary.json"))) == 2

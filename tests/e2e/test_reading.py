@@ -58,6 +58,17 @@ def test_what_takes_long_to_import_is_not():
     assert done.stderr == "set()\n"
 
 
+def test_figures_and_the_page_are_made_without_torch(tmp_path):
+    program = (
+        "import sys; from largebatch.commands.plot import PLOT; from largebatch.commands.report import REPORT; "
+        f"PLOT.run(['curves', 'runs={RECORDS}', 'out={tmp_path / 'curves.pdf'}']); "
+        f"REPORT.run(['runs={RECORDS}', 'out={tmp_path / 'report.html'}']); "
+        "sys.exit(str({'torch', 'hydra', 'matplotlib.pyplot'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stderr == "set()\n"
+
+
 def test_published_rows_need_no_run(call):
     status, out, err = call("table", "paper=figure1")
     assert (status, err) == (0, "")
