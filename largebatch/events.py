@@ -29,7 +29,6 @@ TAGS = {
     ("epoch", "images_per_second"): "speed/images_per_second",
     ("epoch", "seconds"): "speed/seconds_per_epoch",
 }
-METRICS = ("error/val", "error/train_epoch", "loss/val", "speed/images_per_second")
 
 
 class Events:
@@ -65,10 +64,9 @@ class Events:
         """
         from tensorboard.plugins.hparams import summary_v2
 
+        # Without a list of an experiment's hparams, which no single run knows, TensorBoard makes it from all runs: their
+        # types, which of them differ, and every scalar as a metric.
         values = dict(_flat(origin["experiment"]))
-        names = [summary_v2.HParam(name) for name in values]
-        metrics = [summary_v2.Metric(tag, display_name=tag) for tag in METRICS]
-        self._add(summary=summary_v2.hparams_config_pb(hparams=names, metrics=metrics))
         self._add(summary=summary_v2.hparams_pb(values, trial_id=origin["experiment_hash"]))
 
     def scalars(self, line: Mapping[str, Any]) -> None:
