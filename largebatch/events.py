@@ -64,7 +64,7 @@ class Events:
         """
         from tensorboard.plugins.hparams import summary_v2
 
-        # Without a list of an experiment's hparams, which no single run knows, TensorBoard makes it from all runs: their
+        # No list of an experiment's hparams, which no single run knows: TensorBoard makes it from all runs, with their
         # types, which of them differ, and every scalar as a metric.
         values = dict(_flat(origin["experiment"]))
         self._add(summary=summary_v2.hparams_pb(values, trial_id=origin["experiment_hash"]))
