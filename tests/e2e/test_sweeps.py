@@ -51,7 +51,7 @@ def states(largebatch, field: str = "state") -> list[str]:
 
 
 def test_four_arms_two_at_once_of_which_one_is_killed_and_two_diverge(largebatch, start, tmp_path):
-    sweep = start("train", *ARMS, "seed=0,1", "lr.base=0.1,1e30", "epochs=2")
+    sweep = start("train", *ARMS, "seed=0,1", "lr.base=0.1,1e30", "iterations=5")
     first = tmp_path / "sweep" / "tasks" / "0"
     wait_for(lambda: holder(first))
     os.kill(holder(first).pid, signal.SIGKILL)
@@ -63,15 +63,15 @@ def test_four_arms_two_at_once_of_which_one_is_killed_and_two_diverge(largebatch
     )
     assert "1 of 4 are not done. To go on: largebatch sweep resume sweep\n" in said
     table = said.rpartition("\n\n")[2].splitlines()
-    assert [re.split(r"\s{2,}", row)[1] for row in table] == ["status", "failed", "diverged", "done", "diverged"]
-    assert states(largebatch) == ["failed", "diverged", "done", "diverged"]
+    assert [re.split(r"\s{2,}", row)[1] for row in table] == ["status", "failed", "diverged", "stopped", "diverged"]
+    assert states(largebatch) == ["failed", "diverged", "stopped", "diverged"]
     assert states(largebatch, "reason") == ["It was killed by SIGKILL.", "", "", ""]
     assert largebatch("sweep", "logs", "sweep", "2").stdout.startswith("sweep/tasks/2/log.txt\n")
 
     resumed = largebatch("sweep", "resume", "sweep")
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stderr.count(" started: ") == 1
-    assert states(largebatch) == ["done", "diverged", "done", "diverged"]
+    assert states(largebatch) == ["stopped", "diverged", "stopped", "diverged"]
 
 
 def test_a_sweep_is_interrupted_goes_on_and_is_cancelled(largebatch, start, tmp_path):
