@@ -19,10 +19,9 @@ Values = dict[str, Any]
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a command: composed values."""
+    """One call of a command: the values that were composed for it."""
 
     values: Values
-    sweep: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,16 @@ from largebatch.record import (
 
 def train(call: Call) -> Outcome:
     """Train one run."""
-    return train_run(Config.from_mapping(call.values), call.sweep)
+    return train_run(Config.from_mapping(call.values))
 
 
-def train_run(config: Config, sweep: Path | None = None) -> Outcome:
-    """Train what ``config`` says, unless it is done already; ``sweep`` is the directory of the sweep it is part of."""
+def train_run(config: Config) -> Outcome:
+    """Train what ``config`` says, unless it is done already."""
     from largebatch.launch import Stopped
     from largebatch.world import hardware, started_outside
 
     placement = place(config, hardware(), *started_outside())
-    directory = Path(config.run_dir or default_directory(config, placement.precision, sweep))
+    directory = Path(config.run_dir or default_directory(config, placement.precision))
     over = _run_is_over(config, placement, directory)
     if over:
         error = over["final_error"]
