@@ -92,6 +92,9 @@ def test_cfg_job_shows_the_composed_values_and_trains_nothing(largebatch, tmp_pa
         (["train", "run_dir=${where}"], "Interpolation key 'where' not found"),
         (["explain", "format=jsn"], "format=jsn is not known: it takes text, json. Did you mean 'json'?"),
         (["explain", "rates=full"], "add format=json."),
+        (["train", "launcher.gpus=2"], "launcher.gpus is a key of launcher=slurm alone."),
+        (["train", "launcher=slurm", "launcher.gpu=2"], "'launcher.gpu' is not a key. Did you mean 'launcher.gpus'?"),
+        (["train", "launcher=slurm", "launcher.gpus=3"], "launcher.gpus=3 does not divide k=8"),
         (["-sc"], "-sc takes install=bash"),
     ],
 )
@@ -114,6 +117,13 @@ def test_a_configuration_of_ones_own(largebatch, tmp_path):
     assert (facts["warmup"], facts["warmup_epochs"], facts["minibatch"]) == ("gradual", 2, 512)
 
 
+def test_explain_submits_nothing(largebatch, tmp_path):
+    done = largebatch("explain", "launcher=slurm", "format=json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["minibatch"] == 256
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_json_is_all_there_is_on_stdout(largebatch, tmp_path):
     done = largebatch("explain", "k=16", "format=json", "rates=full")
     assert done.returncode == 0, done.stderr
@@ -130,9 +140,17 @@ def test_the_record_holds_the_command_as_it_was_typed(largebatch, tmp_path):
     assert provenance["command"] == "largebatch train iterations=1 run_dir=run lr.base=0.05 threads=1"
 
 
-def test_help_needs_no_torch(largebatch, tmp_path):
+def test_help_and_submitting_need_no_torch(largebatch, tmp_path):
     (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
-    for arguments in ((), ("--version",), ("train", "--help"), ("explain", "--cfg", "job"), ("train", "epocs=3")):
+    submitted = ("train", "launcher=slurm", "launcher.dry_run=true", "dataset=imagenet")
+    for arguments in (
+        (),
+        ("--version",),
+        ("train", "--help"),
+        ("explain", "--cfg", "job"),
+        ("train", "epocs=3"),
+        submitted,
+    ):
         done = largebatch(*arguments, PYTHONPATH=str(tmp_path))
         assert "torch was imported" not in done.stderr
     assert "torch was imported" in largebatch("explain", PYTHONPATH=str(tmp_path)).stderr

@@ -55,6 +55,11 @@ def test_report_finds_its_templates_and_plot_the_published_points(installed, tmp
     assert run(installed / "largebatch", "plot", "scaling", "paper=true", cwd=tmp_path) == "scaling.svg\n"
 
 
+def test_a_submission_finds_its_batch_script(installed, tmp_path):
+    script = run(installed / "largebatch", "train", "launcher=slurm", "launcher.dry_run=true", cwd=tmp_path)
+    assert f"rank {installed / 'python'} -m largebatch sweep run" in script
+
+
 def test_train_and_sweep_record_where_they_were_started(installed, tmp_path):
     run(installed / "largebatch", "train", "-m", "k=1,2", "iterations=2", "threads=1", cwd=tmp_path)
     assert len(list(tmp_path.glob("runs/sweeps/*/k[12]-*/summary.json"))) == 2
