@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from weakref import WeakSet
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from largebatch.config import UserError, one_of
-from largebatch.memory.groups import GROUPS, Grouping, Part, cut
+from largebatch.config import UserError, at_least, one_of
+from largebatch.memory.groups import GROUPS, Grouping, Part, cut, whole
+from largebatch.memory.models import Models
 from largebatch.memory.statistics import Statistics
 from largebatch.memory.submodule import Submodules, check_mode
 from largebatch.memory.transport import Transport, make_transport
 
 MODES = ("none", "submodule", "model")
-_offloaded: WeakSet[nn.Module] = WeakSet()
+_offloaded: WeakKeyDictionary[nn.Module, Submodules | Models] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -32,20 +34,22 @@ def offload(
 ) -> Iterator[Statistics]:
     """Evaluate a model on a device that need not hold all of its weights.
 
-    Inside the context the model is called as usual, in evaluation mode and without gradients. Its weights live in
-    host memory (pinned for CUDA) and are copied to the device, never back. When the context ends, also by an
-    exception, the model is as it was, on the CPU.
+    Inside the context the model is called as usual, in evaluation mode; gradients are off. Its weights live in host
+    memory (pinned for CUDA) and are copied to the device, never back. Inputs on another device are taken there, and
+    outputs returned to where they came from. When the context ends, also by an exception, the model is as it was, on
+    the CPU.
 
         with offload(model.eval(), "cuda", budget=200_000_000) as statistics:
             logits = model(images)
 
     Args:
-        model: A module on the CPU; or several by name, of a pipeline or an ensemble, for ``mode="model"``.
+        model: A module on the CPU, or several by name: the components of a pipeline, or an ensemble.
         device: ``cuda``, ``cuda:1`` … or ``cpu``, which goes through the same motions where there is no GPU.
         mode: ``submodule``: groups of layers take turns in a ring of two slots: least memory. ``model``: whole models
-            take turns: less traffic. ``none``: all weights stay on the device for as long as the context lasts.
+            take turns, the least recently used out first: less traffic. ``none``: all weights stay on the device for
+            as long as the context lasts.
         budget: Bytes of weights on the device, at most: activations come on top. By default the least that works
-            for ``submodule``, and two models for ``model``.
+            for ``submodule``, and the two largest models for ``model``.
         groups: What travels together in ``submodule``: ``bytes``, neighbouring layers up to the size of the largest
             one; ``leaf`` layers; or ``blocks`` of the network.
         prefetch: Upload the next group or model while this one computes. Without it, there is one slot.
@@ -56,7 +60,8 @@ def offload(
 
     Raises:
         UserError: a budget below the least, a device that is not here, a model that is on a device already, in
-            training mode, compiled, or offloaded already.
+            training mode, compiled, or offloaded already. From a call inside: training mode or gradients switched on
+            again, and in ``submodule`` a module that reads another one's weight, or writes into its own.
     """
     one_of("mode", mode, MODES)
     one_of("groups", groups, GROUPS)
@@ -65,42 +70,124 @@ def offload(
     for name, one in models.items():
         _check(name, one)
     statistics = Statistics(mode)
-    with ExitStack() as stack:
-        for one in models.values():
-            stack.enter_context(_marked(one))
-        with torch.inference_mode(False):  # views that are made under inference_mode may not become parameters
-            for name, one in models.items():
-                grouping = cut(one, groups, budget, 2 if prefetch else 1)
-                if mode != "submodule":
-                    everything = tuple(region for part in grouping.parts for region in part.regions)
-                    grouping = Grouping((), Part((), grouping.kept.regions + everything), 0)
-                statistics.groups += len(grouping.parts)
-                statistics.kept_bytes += grouping.kept.size
-                statistics.weight_bytes += grouping.kept.size + sum(part.size for part in grouping.parts)
-                statistics.planned_peak_bytes += grouping.peak
-                Submodules(one, grouping, transport, statistics, prefetch).start(stack)
-        stack.enter_context(torch.no_grad())
+    # Views that are made under inference_mode may not become parameters.
+    with ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
+        stack.enter_context(_without_gradients(models))
+        machine: Submodules | Models
+        if mode == "model":
+            machine = _turns(models, budget, transport, statistics, prefetch)
+        else:
+            machine = _ring(models, mode, groups, budget, transport, statistics, prefetch)
+        stack.enter_context(_registered(models, machine))
+        machine.start(stack)
+        held = stack.pop_all()
+    with held, torch.no_grad():
         yield statistics
 
 
+def each(model: nn.Module, batches: Iterable[Tensor], batches_per_load: int = 1) -> Iterator[Any]:
+    """Yield the model's outputs, batch by batch; inside :func:`offload`, several batches share an upload.
+
+    In mode ``submodule``, ``batches_per_load`` batches go through the network side by side, each in a thread of its
+    own that pauses where it needs the next group: their activations are on the device at the same time, and one
+    upload of the weights serves them all. The first batch goes alone. In other modes this is a plain loop.
+
+    Args:
+        model: What was given to :func:`offload`, or one of several.
+        batches: Inputs, one tensor a call.
+        batches_per_load: How many share an upload.
+
+    Raises:
+        UserError: fewer than one batch a load.
+    """
+    at_least("batches_per_load", batches_per_load, 1)
+    machine = _offloaded.get(model)
+    if isinstance(machine, Submodules):
+        return machine.each(model, batches, batches_per_load)
+    return map(model, batches)
+
+
+def _ring(
+    models: Mapping[str, nn.Module],
+    mode: str,
+    groups: str,
+    budget: int | None,
+    transport: Transport,
+    statistics: Statistics,
+    prefetch: bool,
+) -> Submodules:
+    if mode == "none":
+        regions = tuple(region for part in whole(models) for region in part.regions)
+        grouping = Grouping((), Part((), regions), 0)
+        if budget is not None and budget < grouping.peak:
+            raise UserError(
+                f"budget={budget:,} bytes is too small: with mode=none all {grouping.peak:,} bytes of weights stay on "
+                "the device. Use mode=submodule."
+            )
+    else:
+        grouping = cut(models, groups, budget, 2 if prefetch else 1)
+    statistics.groups = len(grouping.parts)
+    statistics.kept_bytes = grouping.kept.size
+    statistics.weight_bytes = grouping.kept.size + sum(part.size for part in grouping.parts)
+    statistics.planned_peak_bytes = statistics.peak_bytes = grouping.peak
+    return Submodules(models, grouping, transport, statistics, prefetch)
+
+
+def _turns(
+    models: Mapping[str, nn.Module],
+    budget: int | None,
+    transport: Transport,
+    statistics: Statistics,
+    prefetch: bool,
+) -> Models:
+    parts = whole(models)
+    sizes = sorted((part.size for part in parts), reverse=True)
+    if budget is None:
+        budget = sum(sizes[: 2 if prefetch else 1])
+    if sizes and budget < sizes[0]:
+        largest = max(parts, key=lambda part: part.size)
+        raise UserError(
+            f"budget={budget:,} bytes is too small: whole models take turns, and {' with '.join(largest.names)} alone "
+            f"is {sizes[0]:,}, which is the least. Below that, use mode=submodule."
+        )
+    statistics.groups, statistics.weight_bytes = len(parts), sum(sizes)
+    statistics.planned_peak_bytes = min(budget, sum(sizes))
+    return Models(models, parts, budget, transport, statistics, prefetch)
+
+
 @contextmanager
-def _marked(model: nn.Module) -> Iterator[None]:
-    modules = list(model.modules())
-    _offloaded.update(modules)
+def _registered(models: Mapping[str, nn.Module], machine: Submodules | Models) -> Iterator[None]:
+    modules = [module for model in models.values() for module in model.modules()]
     try:
+        _offloaded.update(dict.fromkeys(modules, machine))
         yield
     finally:
-        _offloaded.difference_update(modules)
+        for module in modules:
+            _offloaded.pop(module, None)
+
+
+@contextmanager
+def _without_gradients(models: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Autocast keeps its casts of weights that want gradients, and so would fill the device with them."""
+    wanting = {parameter for model in models.values() for parameter in model.parameters() if parameter.requires_grad}
+    try:
+        for parameter in wanting:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in wanting:
+            parameter.requires_grad_(True)
 
 
 def _check(name: str, model: nn.Module) -> None:
+    shown = name or "the model"
     for module in model.modules():
         if module in _offloaded:
-            raise UserError(f"{name or 'the model'} is offloaded already, in a context around this one: one is enough.")
+            raise UserError(f"{shown} is offloaded already, by a context around this one: one is enough.")
         if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
             raise UserError(
-                f"{name or 'the model'} is compiled, and compiled code does not wait for weights that travel: offload "
-                "the model as it was before torch.compile."
+                f"{shown} is compiled, and compiled code does not wait for weights that travel: offload the model "
+                "as it was before torch.compile."
             )
     with torch.no_grad():
         check_mode(name, model)

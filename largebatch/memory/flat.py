@@ -79,9 +79,9 @@ def _check(name: str, tensor: Tensor) -> None:
 
 def _span(tensor: Tensor) -> tuple[int, int, int]:
     """Return storage, first byte and last byte + 1; gaps and repetitions of strides are inside."""
-    start = tensor.storage_offset() * tensor.element_size()
+    start = _first_byte(tensor)
     reach = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-    stop = start + (reach * tensor.element_size() if tensor.numel() else 0)
+    stop = start + (int(reach) * tensor.element_size() if tensor.numel() else 0)
     # Whole steps of 16 bytes: views of different types, each aligned, stay so.
     return tensor.untyped_storage().data_ptr(), start - start % 16, stop
 
@@ -90,14 +90,13 @@ class Group:
     """Weights that travel together: one flat buffer in host memory, of which the model's own tensors are views.
 
     Attributes:
-        number: Which of the groups it is.
         names: The modules it belongs to.
         regions: What it holds.
         size: Bytes.
     """
 
-    def __init__(self, number: int, names: Sequence[str], regions: Sequence[Region]) -> None:
-        self.number, self.names, self.regions = number, tuple(names), tuple(regions)
+    def __init__(self, names: Sequence[str], regions: Sequence[Region]) -> None:
+        self.names, self.regions = tuple(names), tuple(regions)
         self.size = sum(region.size for region in regions)
         self.host = torch.empty(0, dtype=torch.uint8)
         self._home: list[Tensor] = []
@@ -109,7 +108,7 @@ class Group:
         # The tensors' shapes in that order, kept before anything moves: first byte, type, size and stride.
         self._tensors = [tensor for region in regions for tensor in region.tensors]
         self._places = [
-            (offset + tensor.storage_offset() * tensor.element_size() - region.start, tensor.dtype, *_form(tensor))
+            (offset + _first_byte(tensor) - region.start, tensor.dtype, tensor.size(), tuple(map(int, tensor.stride())))
             for region, offset in zip(regions, self._offsets, strict=True)
             for tensor in region.tensors
         ]
@@ -159,13 +158,20 @@ class Group:
         """Let the model's tensors be these, from :meth:`views`."""
         _point(self._tensors, views)
 
+    def name_at(self, tensor: Tensor) -> str:
+        """Return the name of the weight that begins where a view of the host's buffer does, or before it."""
+        start = _first_byte(tensor)
+        names = [name for region in self.regions for name in region.names]
+        starts = [place for place, *_ in self._places]
+        return max((place, name) for place, name in zip(starts, names, strict=True) if place <= start)[1]
+
     def point_home(self) -> None:
         """Let the model's tensors be those in host memory."""
         _point(self._tensors[: len(self._home)], self._home)
 
 
-def _form(tensor: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
-    return tensor.size(), tensor.stride()
+def _first_byte(tensor: Tensor) -> int:
+    return int(tensor.storage_offset()) * tensor.element_size()
 
 
 def _raw(tensor: Tensor, start: int, count: int) -> Tensor:
@@ -173,7 +179,7 @@ def _raw(tensor: Tensor, start: int, count: int) -> Tensor:
 
 
 def _view(memory: Tensor, place: int, dtype: torch.dtype, size: torch.Size, stride: tuple[int, ...]) -> Tensor:
-    start = (memory.storage_offset() + place) // dtype.itemsize
+    start = (int(memory.storage_offset()) + place) // dtype.itemsize
     return torch.empty(0, dtype=dtype, device=memory.device).set_(memory.untyped_storage(), start, size, stride)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -29,6 +30,11 @@ class Part:
     def size(self) -> int:
         """Bytes."""
         return sum(region.size for region in self.regions)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The modules' names."""
+        return tuple(name or "the model" for name, _ in self.modules)
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,11 @@ class Grouping:
         return self.kept.size + self.slots * self.slot_size
 
 
-def cut(model: nn.Module, kind: str, budget: int | None, slots: int) -> Grouping:
-    """Cut a model into parts for a ring of slots.
+def cut(models: Mapping[str, nn.Module], kind: str, budget: int | None, slots: int) -> Grouping:
+    """Cut models into parts for one ring of slots.
 
     Args:
-        model: Any module on the CPU.
+        models: Modules on the CPU, by a name that theirs begin with: empty, or several.
         kind: ``leaf`` layers, each with the normalisation that follows it; ``blocks``, the elements of the innermost
             lists of composite modules; or ``bytes``, neighbouring layers up to the size of the largest one.
         budget: Bytes of weights on the device. What it leaves over keeps parts there, evenly spread; None keeps none.
@@ -70,8 +76,11 @@ def cut(model: nn.Module, kind: str, budget: int | None, slots: int) -> Grouping
     Raises:
         UserError: a budget that is below the least.
     """
-    units, own = _units(model, kind)
-    parts, kept = _joined(units, own)
+    units: list[tuple[str, nn.Module]] = []
+    own: list[tuple[str, Tensor]] = []
+    for name, model in models.items():
+        _collect(name, model, kind, units, own)
+    parts, kept = _joined(units, own, NORMS)
     if kind == "bytes":
         parts = _packed(parts)
     slots = min(slots, len(parts))
@@ -88,59 +97,63 @@ def _too_small(least: Grouping, budget: int, kind: str) -> str:
     other = " Layer by layer, groups=leaf, it may be less." if kind == "blocks" else ""
     stay = f" and {least.kept.size:,} that stay" if least.kept.size else ""
     return (
-        f"budget={budget:,} bytes is too small: the least for this model is {least.peak:,}, {least.slots} × "
-        f"{least.slot_size:,} for {_names(largest)}{stay}.{other}"
+        f"budget={budget:,} bytes is too small: the least for these weights is {least.peak:,}, {least.slots} × "
+        f"{least.slot_size:,} for {' and '.join(largest.names[:2])}{stay}.{other}"
     )
 
 
-def _names(part: Part) -> str:
-    return " and ".join(name or "the model" for name, _ in part.modules[:2])
+def whole(models: Mapping[str, nn.Module]) -> list[Part]:
+    """Return a part for each model; models that share weights are one."""
+    return _joined(list(models.items()), [], ())[0]
 
 
 def tensors_of(module: nn.Module, prefix: str, recurse: bool = True) -> Iterator[tuple[str, Tensor]]:
-    """Yield parameters and buffers with their names, tied ones more than once."""
+    """Return parameters and buffers with their names, tied ones more than once."""
     dot = f"{prefix}." if prefix else ""
-    for name, tensor in module.named_parameters(recurse=recurse, remove_duplicate=False):
-        yield dot + name, tensor
-    for name, tensor in module.named_buffers(recurse=recurse, remove_duplicate=False):
-        yield dot + name, tensor
+    named: Iterator[tuple[str, Tensor]] = chain(
+        module.named_parameters(recurse=recurse, remove_duplicate=False),
+        module.named_buffers(recurse=recurse, remove_duplicate=False),
+    )
+    return ((dot + name, tensor) for name, tensor in named)
 
 
-def _bears(module: nn.Module) -> bool:
-    return any(True for _ in tensors_of(module, ""))
+def bears(module: nn.Module, recurse: bool = True) -> bool:
+    """Return whether a module has weights or buffers."""
+    return any(True for _ in tensors_of(module, "", recurse))
 
 
 def _is_block(parent: nn.Module, module: nn.Module) -> bool:
-    composite = any(_bears(child) for child in module.children())
+    composite = any(bears(child) for child in module.children())
     return composite and isinstance(parent, CONTAINERS) and not isinstance(module, CONTAINERS)
 
 
-def _units(model: nn.Module, kind: str) -> tuple[list[tuple[str, nn.Module]], list[tuple[str, Tensor]]]:
-    """Return the modules that are brought as a whole, and the tensors above them."""
-    units: list[tuple[str, nn.Module]] = []
-    own: list[tuple[str, Tensor]] = []
-    seen: set[nn.Module] = set()
+def _collect(
+    prefix: str, model: nn.Module, kind: str, units: list[tuple[str, nn.Module]], own: list[tuple[str, Tensor]]
+) -> None:
+    """Add the modules that are brought as a whole, and the tensors above them."""
+    seen = {module for _, module in units}
 
     def walk(name: str, module: nn.Module, parent: nn.Module | None) -> None:
-        if module in seen or not _bears(module):
+        if module in seen or not bears(module):
             return
         seen.add(module)
         block = kind == "blocks" and parent is not None and _is_block(parent, module)
         if block:
             block = not any(_is_block(inner, child) for inner in module.modules() for child in inner.children())
-        if block or isinstance(module, WHOLE) or not any(_bears(child) for child in module.children()):
+        if block or isinstance(module, WHOLE) or not any(bears(child) for child in module.children()):
             units.append((name, module))
             return
         own.extend(tensors_of(module, name, recurse=False))
         for child_name, child in module.named_children():
             walk(f"{name}.{child_name}" if name else child_name, child, module)
 
-    walk("", model, None)
-    return units, own
+    walk(prefix, model, None)
 
 
-def _joined(units: Sequence[tuple[str, nn.Module]], own: Sequence[tuple[str, Tensor]]) -> tuple[list[Part], Part]:
-    """Join units that share memory, and a normalisation with the layer before it."""
+def _joined(
+    units: Sequence[tuple[str, nn.Module]], own: Sequence[tuple[str, Tensor]], followers: tuple[type[nn.Module], ...]
+) -> tuple[list[Part], Part]:
+    """Join units that share memory, and modules of some types with the one before them."""
     tensors = {place: list(tensors_of(module, name)) for place, (name, module) in enumerate(units)}
     owners: dict[int, set[int]] = {}
     for place, named in [(-1, own), *tensors.items()]:
@@ -158,7 +171,7 @@ def _joined(units: Sequence[tuple[str, nn.Module]], own: Sequence[tuple[str, Ten
         for other in others:
             leader[max(find(first), find(other))] = min(find(first), find(other))
     for place, (_, module) in enumerate(units[1:], 1):
-        if isinstance(module, NORMS) and find(place) == place:
+        if isinstance(module, followers) and find(place) == place:
             leader[place] = find(place - 1)
     parts = []
     for head in sorted({find(place) for place in range(len(units))}):

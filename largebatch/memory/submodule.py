@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from largebatch.config import UserError
+from largebatch.memory import lockstep
 from largebatch.memory.flat import Group
 from largebatch.memory.groups import Grouping
+from largebatch.memory.inputs import Border
 from largebatch.memory.statistics import Statistics
 from largebatch.memory.transport import Slot, Transport
+from largebatch.memory.watch import Watch
 
-# The group used before, and the one in use: two, since a group may be used at more than one place of a pass.
-Place = tuple[Group | None, Group | None]
+# The model that runs, the group used before, and the one in use: a group may be used at several places of a pass.
+Place = tuple[str, Group | None, Group | None]
 
 
 class Submodules:
@@ -27,129 +32,187 @@ class Submodules:
     """
 
     def __init__(
-        self, model: nn.Module, grouping: Grouping, transport: Transport, statistics: Statistics, prefetch: bool
+        self,
+        models: Mapping[str, nn.Module],
+        grouping: Grouping,
+        transport: Transport,
+        statistics: Statistics,
+        prefetch: bool,
     ) -> None:
-        self._model, self._transport, self._statistics, self._prefetch = model, transport, statistics, prefetch
-        self._groups = [
-            Group(number, [name for name, _ in part.modules], part.regions)
-            for number, part in enumerate(grouping.parts)
-        ]
-        self._kept = Group(-1, (), grouping.kept.regions)
-        self._all = [group for group in (self._kept, *self._groups) if group.size]
-        self._grouping = grouping
+        self._models, self._grouping = models, grouping
+        self._transport, self._statistics, self._prefetch = transport, statistics, prefetch
+        self._groups = [Group(part.names, part.regions) for part in grouping.parts]
+        self._kept = Group((), grouping.kept.regions)
         self._slots: list[Slot] = []
         self._views: dict[tuple[Group, Slot], list[Tensor]] = {}
         self._where: dict[Group, Slot] = {}  # also groups that are on their way
+        self._model = ""
         self._before: Group | None = None
         self._current: Group | None = None
         self._next: dict[Place, Group] = {}
-        self._traced = False
+        self._traced: set[str] = set()
+        self._watch: Watch | None = None
         self._warned = False
 
     def start(self, stack: ExitStack) -> None:
-        """Move the weights into flat buffers, and take hold of the model's calls; ``stack`` undoes it."""
+        """Move the weights into flat buffers, and take hold of the models' calls; ``stack`` undoes it."""
         stack.callback(self._restore)
-        for group in self._all:
+        if self._kept.size:
+            self._keep(stack)
+        for group in self._groups:
             group.move_in(self._transport)
         self._slots = [self._transport.allocate(self._grouping.slot_size) for _ in range(self._grouping.slots)]
-        self._statistics.peak_bytes += self._grouping.peak
         self._views = {(group, slot): group.views(slot.memory) for group in self._groups for slot in self._slots}
-        if self._kept.regions:
-            self._slots.append(slot := self._transport.allocate(self._kept.size))
-            self._bring(self._kept, slot)
-            self._transport.wait(slot)
-            self._kept.point(self._kept.views(slot.memory))
-            self._slots.remove(slot)
-            stack.callback(self._transport.release, slot)
-        stack.callback(self._model.register_forward_pre_hook(self._begin, prepend=True).remove)
+        border = Border(self._transport.device)
         for group, part in zip(self._groups, self._grouping.parts, strict=True):
             for name, module in part.modules:
-                hook = _Enter(self, group, name)
-                stack.callback(module.register_forward_pre_hook(hook).remove)
-        stack.callback(self._model.register_forward_hook(self._end, always_call=True).remove)
+                stack.callback(module.register_forward_pre_hook(self._entering(group, name), prepend=True).remove)
+        for name, model in self._models.items():
+            stack.callback(model.register_forward_pre_hook(self._beginning(name), prepend=True).remove)
+            stack.callback(model.register_forward_hook(self._end).remove)
+            stack.callback(model.register_forward_hook(self._leave, always_call=True).remove)
+            border.guard(model, stack)
+
+    def _keep(self, stack: ExitStack) -> None:
+        self._kept.move_in(self._transport)
+        slot = self._transport.allocate(self._kept.size)
+        stack.callback(self._transport.release, slot)
+        self._transport.copy(slot, self._kept.host)
+        self._transport.wait(slot)
+        self._kept.point(self._kept.views(slot.memory))
+        self._statistics.bytes_to_device += self._kept.size
 
     def _restore(self) -> None:
+        self._stop_watching()
         self._transport.close()
+        self._views.clear()
         for slot in self._slots:
             self._transport.release(slot)
-        self._views.clear()
-        for group in self._all:
+        for group in (self._kept, *self._groups):
             group.move_out(self._transport)
 
-    def _begin(self, module: nn.Module, args: Any) -> None:
-        self._give_back()
-        self._before = None
+    def _beginning(self, name: str) -> Any:
+        def begin(module: nn.Module, args: Any) -> None:
+            check_mode(name, module)
+            if lockstep.current() is None:
+                self._begin(name)
+
+        return begin
+
+    def _begin(self, name: str) -> None:
+        self._give_back()  # what an interrupted pass has left
+        self._stop_watching()
+        self._model, self._before = name, None
+        if name not in self._traced and self._groups:
+            self._watch = Watch(self._models, self._groups, [slot.memory for slot in self._slots])
+            self._watch.begin(name)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:
-        self._give_back()
-        self._before, self._traced = None, True
         self._statistics.passes += 1
+        if lockstep.current() is None:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._stop_watching()
+        self._traced.add(self._model)
+        self._give_back()
+        self._before = None
         self._fetch_next()
 
-    def enter(self, group: Group, name: str, module: nn.Module) -> None:
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Clean up also after an exception."""
+        if lockstep.current() is None:
+            self._stop_watching()
+            self._give_back()
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.end()
+            self._watch = None
+
+    def _entering(self, group: Group, name: str) -> Any:
+        def enter(module: nn.Module, args: Any) -> None:
+            check_mode(name, module)
+            if group is self._current:
+                return
+            turn = lockstep.current()
+            if turn is not None:
+                turn.ask(group)
+            elif self._watch is not None:
+                with self._watch.pause():
+                    self._need(group)
+            else:
+                self._need(group)
+
+        return enter
+
+    def _need(self, group: Group) -> None:
         """Have a group on the device, and the next one on its way."""
-        check_mode(name, module)
-        if group is self._current:
-            return
-        place = (self._before, self._current)
+        before = self._current
         self._give_back()
-        self._learn(place, group)
-        slot = self._where.get(group) or self._bring(group, self._free_slot())
+        self._learn((self._model, self._before, before), group)
+        slot = self._where.get(group) or self._upload(group)
         self._transport.wait(slot)
+        self._before, self._current = before, group
         group.point(self._views[group, slot])
-        self._before, self._current = place[1], group
         self._fetch_next()
 
     def _learn(self, place: Place, group: Group) -> None:
         expected = self._next.get(place)
-        if expected is not group and (self._traced or expected is not None):
+        if expected is not group and (expected is not None or self._model in self._traced):
             self._statistics.departures += 1
             if not self._warned:
                 self._warned = True
                 warnings.warn(
                     f"The model takes another way through its layers than on the first batch: {group.names[0]} comes "
-                    "unexpected. Its weights are waited for; results are right, but slower.",
-                    stacklevel=4,
+                    "unexpected. Its weights are waited for: results are right, but slower.",
+                    stacklevel=2,
                 )
         self._next[place] = group
 
     def _fetch_next(self) -> None:
-        following = self._next.get((self._before, self._current))
+        following = self._next.get((self._model, self._before, self._current))
         if self._prefetch and following is not None and following not in self._where:
-            self._bring(following, self._free_slot())
+            self._upload(following)
 
-    def _free_slot(self) -> Slot:
-        """Return a slot that nobody reads, rather one that holds nothing."""
-        held = {slot: group for group, slot in self._where.items()}
-        slot = next((slot for slot in self._slots if slot not in held), None)
-        if slot is None:
-            slot = next(slot for slot, group in held.items() if group is not self._current)
-            del self._where[held[slot]]
-        return slot
-
-    def _bring(self, group: Group, slot: Slot) -> Slot:
+    def _upload(self, group: Group) -> Slot:
+        slot = self._free_slot()
         self._transport.copy(slot, group.host)
-        if group is not self._kept:
-            self._where[group] = slot
-            self._statistics.uploads += 1
+        self._where[group] = slot
+        self._statistics.uploads += 1
         self._statistics.bytes_to_device += group.size
         return slot
 
+    def _free_slot(self) -> Slot:
+        """Return a slot that nobody reads: rather an empty one than one whose group was not asked for after all."""
+        held = {slot: group for group, slot in self._where.items()}
+        for slot in self._slots:
+            if slot not in held:
+                return slot
+        slot = next(slot for slot, group in held.items() if group is not self._current)
+        del self._where[held[slot]]
+        return slot
+
     def _give_back(self) -> None:
-        if self._current is not None:
-            self._current.point_home()
-            self._transport.record(self._where.pop(self._current))
-            self._current = None
+        group, self._current = self._current, None
+        if group is not None:
+            group.point_home()
+            self._transport.record(self._where.pop(group))
 
-
-class _Enter:
-    """The hook before a module's forward."""
-
-    def __init__(self, ring: Submodules, group: Group, name: str) -> None:
-        self.ring, self.group, self.name = ring, group, name
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        self.ring.enter(self.group, self.name, module)
+    def each(self, model: nn.Module, batches: Iterable[Tensor], together: int) -> Iterator[Any]:
+        """Yield the outputs of batches, ``together`` of them on one upload; the first batch alone, to be traced."""
+        if together == 1 or not self._groups:
+            yield from map(model, batches)
+            return
+        name = next(name for name, one in self._models.items() if one is model)
+        remaining = iter(batches)
+        if name not in self._traced:
+            yield from (model(batch) for batch in islice(remaining, 1))
+        while some := list(islice(remaining, together)):
+            self._begin(name)
+            outputs = lockstep.run(model, some, self._need)
+            self._finish()
+            yield from outputs
 
 
 def check_mode(name: str, module: nn.Module) -> None:

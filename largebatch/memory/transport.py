@@ -14,7 +14,6 @@ from torch import Tensor
 
 from largebatch.config import UserError
 
-
 PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 
 
@@ -96,20 +95,20 @@ class CudaTransport:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._stream = torch.cuda.Stream(device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def pin(self, memory: Tensor) -> None:
         """Pin the pages where they are, after they were filled: PyTorch's pinned allocator would need a second copy."""
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), PORTABLE))
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), PORTABLE))  # type: ignore[no-untyped-call]
 
     def unpin(self, memory: Tensor) -> None:
         """Unpin them."""
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr()))
+        torch.cuda.check_error(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr()))  # type: ignore[no-untyped-call]
 
     def allocate(self, size: int) -> Slot:
         """Return a slot that belongs to the current stream, as its users do."""
         memory = torch.empty(size, dtype=torch.uint8, device=self.device)
-        slot = Slot(memory, torch.cuda.Event(), torch.cuda.Event())
+        slot = Slot(memory, torch.cuda.Event(), torch.cuda.Event())  # type: ignore[no-untyped-call]
         self.record(slot)
         return slot
 

@@ -1,0 +1,172 @@
+"""What each mode of offloading would cost, before anything is evaluated."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from largebatch.config import UserError
+from largebatch.memory.flat import pages
+from largebatch.memory.groups import cut, whole
+from largebatch.memory.transport import Slot, Transport, make_transport
+
+BUS_BYTES = 64 * 2**20  # of a copy that measures the bandwidth
+
+
+@dataclass(frozen=True)
+class Bus:
+    """The way to a device: a copy of b bytes takes ``seconds_per_copy + b / bytes_per_second``."""
+
+    bytes_per_second: float
+    seconds_per_copy: float
+
+    def seconds(self, sizes: Sequence[int]) -> float:
+        """Return what copies of these many bytes take, one after the other."""
+        return sum(self.seconds_per_copy + size / self.bytes_per_second for size in sizes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a mode would do with some models and a number of batches.
+
+    Attributes:
+        mode: none, submodule or model.
+        peak_bytes: Of weights on the device at most; activations come on top.
+        moved_bytes: To the device, in all; nothing moves back.
+        copy_seconds: What that takes on the bus.
+        seconds: What it all takes, where computing is known, else what copies alone do: what the mode is aimed at,
+            each copy beside computation but the first.
+        fits: Whether the peak is within the budget.
+    """
+
+    mode: str
+    peak_bytes: int
+    moved_bytes: int
+    copy_seconds: float
+    seconds: float
+    fits: bool
+
+
+def plan_resident(sizes: Sequence[int], bus: Bus, compute: float, budget: int | None) -> Plan:
+    """Plan ``none``: models of ``sizes`` bytes come once and stay.
+
+    Args:
+        sizes: Bytes of each model.
+        bus: The way to the device.
+        compute: Seconds that all computing takes with the weights at hand; 0 where that is not known.
+        budget: Bytes; None for any number.
+    """
+    copy = bus.seconds([sum(sizes)])
+    return _plan("none", sum(sizes), sum(sizes), copy, copy + compute, budget)
+
+
+def plan_submodules(
+    sizes: Sequence[int], kept: int, slots: int, loads: int, bus: Bus, compute: float, budget: int | None
+) -> Plan:
+    """Plan ``submodule``: groups of ``sizes`` bytes come ``loads`` times, beside computation; ``kept`` bytes once.
+
+    See :func:`plan_resident` for the rest. With one slot, nothing happens beside a copy.
+    """
+    peak = kept + slots * max(sizes, default=0)
+    once, copy = bus.seconds([kept] if kept else []), loads * bus.seconds(sizes)
+    first = bus.seconds(sizes[:1])
+    seconds = once + (first + max(copy - first, compute) if slots > 1 else copy + compute)
+    return _plan("submodule", peak, kept + loads * sum(sizes), once + copy, seconds, budget)
+
+
+def plan_models(sizes: Sequence[int], bus: Bus, compute: float, budget: int | None) -> Plan:
+    """Plan ``model``: models of ``sizes`` bytes come one after the other, each for all of its batches.
+
+    See :func:`plan_resident` for the rest. Two at a time where the budget has room for them; computing is shared out
+    by bytes.
+    """
+    largest, total = max(sizes), sum(sizes)
+    neighbours = max((first + second for first, second in zip(sizes, sizes[1:], strict=False)), default=largest)
+    beside = budget is None or budget >= neighbours
+    copies = [bus.seconds([size]) for size in sizes]
+    computing = [compute * size / total for size in sizes]
+    if beside:
+        pairs = zip(computing, [*copies[1:], 0.0], strict=True)
+        seconds = copies[0] + sum(max(pair) for pair in pairs)
+    else:
+        seconds = sum(copies) + compute
+    return _plan("model", neighbours if beside else largest, total, sum(copies), seconds, budget)
+
+
+def _plan(mode: str, peak: int, moved: int, copy: float, seconds: float, budget: int | None) -> Plan:
+    return Plan(mode, peak, moved, copy, seconds, budget is None or peak <= budget)
+
+
+def choose(plans: Sequence[Plan]) -> Plan | None:
+    """Return the fastest plan within the budget, of equally fast ones the smallest; None where none fits."""
+    return min((plan for plan in plans if plan.fits), key=lambda plan: (plan.seconds, plan.peak_bytes), default=None)
+
+
+def make_plans(
+    models: Mapping[str, nn.Module],
+    loads: int,
+    bus: Bus,
+    compute: float = 0.0,
+    budget: int | None = None,
+    groups: str = "bytes",
+    prefetch: bool = True,
+) -> list[Plan]:
+    """Plan each mode for models on the CPU, as :func:`largebatch.memory.offload` would cut them.
+
+    Args:
+        models: By name; several are an ensemble, used one after the other, each for all batches.
+        loads: Times that a model's weights are needed: batches, or batches over ``batches_per_load``.
+        bus: The way to the device, from :func:`measure_bus`.
+        compute: Seconds that all computing takes with the weights at hand; 0 where that is not known.
+        budget: Bytes of weights on the device; None for the least of each mode.
+        groups: As for ``offload``.
+        prefetch: As for ``offload``.
+    """
+    sizes = [part.size for part in whole(models)]
+    slots = 2 if prefetch else 1
+    try:
+        grouping = cut(models, groups, budget, slots)
+    except UserError:  # below the least: the plan says what that is
+        grouping = cut(models, groups, None, slots)
+    parts = [part.size for part in grouping.parts]
+    return [
+        plan_resident(sizes, bus, compute, budget),
+        plan_submodules(parts, grouping.kept.size, grouping.slots, loads, bus, compute, budget),
+        plan_models(sizes, bus, compute, budget),
+    ]
+
+
+def measure_bus(device: torch.device | str, seconds: float = 2.0, transport: Transport | None = None) -> Bus:
+    """Measure the way to a device with large copies and with small ones, in about ``seconds``.
+
+    Raises:
+        UserError: a device that is not here.
+    """
+    transport = transport or make_transport(torch.device(device))
+    host = pages(BUS_BYTES)
+    host.zero_()
+    transport.pin(host)
+    slot = transport.allocate(BUS_BYTES)
+    small = _seconds_per_copy(transport, slot, host[:4096], seconds / 2)
+    large = _seconds_per_copy(transport, slot, host, seconds / 2)
+    transport.release(slot)
+    transport.unpin(host)
+    return Bus(BUS_BYTES / max(large - small, 1e-9), small)
+
+
+def _seconds_per_copy(transport: Transport, slot: Slot, source: Tensor, seconds: float) -> float:
+    """Return the time of a copy, the shortest of several rounds: what disturbs a copy only makes it longer."""
+    best, copies, ends = float("inf"), 1, time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < ends:
+        started = time.perf_counter()
+        for _ in range(copies):
+            transport.copy(slot, source)
+        transport.close()
+        took = time.perf_counter() - started
+        best = min(best, took / copies)
+        copies = 2 * copies if took < seconds / 20 else copies
+    return best
