@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator
+
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from largebatch.config import UserError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def fold_batchnorm(model: nn.Module) -> int:
@@ -21,38 +28,40 @@ def fold_batchnorm(model: nn.Module) -> int:
     """
     if model.training:
         raise UserError("BatchNorm can be folded in evaluation mode alone: call model.eval() first.")
-    try:
-        graph = fx.Tracer().trace(model)
-    except (fx.proxy.TraceError, TypeError) as error:
-        raise UserError(
-            f"BatchNorm cannot be folded here, since this network's way through its layers depends on its inputs: {error}"
-        ) from error
-    modules = dict(model.named_modules())
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    uses = [str(node.target) for node in calls]
     folded = 0
-    for node in calls:
-        before = node.args[0]
-        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
-            continue
-        name, first = str(node.target), str(before.target)
-        norm, convolution = modules[name], modules[first]
-        if (
-            type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-            or uses.count(name) + uses.count(first) > 2
-        ):
-            continue
-        if type(convolution) in (nn.Conv1d, nn.Conv2d, nn.Conv3d) and norm.running_mean is not None:
+    for first, name in _pairs(model):
+        convolution, norm = model.get_submodule(first), model.get_submodule(name)
+        if isinstance(convolution, CONVOLUTIONS) and isinstance(norm, NORMS) and norm.running_mean is not None:
             _fold(convolution, norm)
             parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, nn.Identity())
+            setattr(model.get_submodule(parent), leaf, nn.Identity().eval())
             folded += 1
     return folded
 
 
-def _fold(convolution: nn.Module, norm: nn.Module) -> None:
+def _pairs(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield the names of modules of which the second takes what the first one gives, and nobody else does."""
+    try:
+        nodes = fx.Tracer().trace(model).nodes
+    except (fx.proxy.TraceError, TypeError) as error:
+        raise UserError(
+            f"BatchNorm cannot be folded: this network's way through its layers depends on its inputs ({error})."
+        ) from error
+    calls = [node for node in nodes if node.op == "call_module"]
+    uses = Counter(str(node.target) for node in calls)
+    for node in calls:
+        before = node.args[0] if node.args else None
+        if isinstance(before, fx.Node) and before.op == "call_module" and len(before.users) == 1:
+            first, second = str(before.target), str(node.target)
+            if uses[first] == uses[second] == 1:
+                yield first, second
+
+
+def _fold(convolution: nn.Conv1d | nn.Conv2d | nn.Conv3d, norm: BatchNorm) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
     with torch.no_grad():
-        weight, bias = fuse_conv_bn_weights(
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
             convolution.weight,
             convolution.bias,
             norm.running_mean,
@@ -61,4 +70,3 @@ def _fold(convolution: nn.Module, norm: nn.Module) -> None:
             norm.weight,
             norm.bias,
         )
-    convolution.weight, convolution.bias = weight, bias

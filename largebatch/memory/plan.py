@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ def plan_models(sizes: Sequence[int], bus: Bus, compute: float, budget: int | No
     by bytes.
     """
     largest, total = max(sizes), sum(sizes)
-    neighbours = max((first + second for first, second in zip(sizes, sizes[1:], strict=False)), default=largest)
+    neighbours = max((first + second for first, second in pairwise(sizes)), default=largest)
     beside = budget is None or budget >= neighbours
     copies = [bus.seconds([size]) for size in sizes]
     computing = [compute * size / total for size in sizes]
