@@ -162,6 +162,10 @@ start_accounting() {
 }
 
 start() {
+  local name
+  for name in munged slurmctld slurmd sbatch; do
+    command -v "$name" >/dev/null || { echo "slurm-local: there is no $name here: $0 install" >&2; exit 1; }
+  done
   [[ -f $dir/etc/slurm.conf ]] || configure
   if ! runs munged; then
     munged --force --key-file="$dir/etc/munge.key" --socket="$dir/run/munge.socket" --pid-file="$dir/run/munged.pid" \
