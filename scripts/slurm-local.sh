@@ -182,7 +182,8 @@ start() {
 }
 
 all_nodes_serve() {
-  [[ $(sinfo --noheader --partition=main --states=idle,mixed,allocated --Node | wc -l) == $(ls -d "$dir"/spool-* | wc -l) ]]
+  local all=("$dir"/spool-*)
+  [[ $(sinfo --noheader --partition=main --states=idle,mixed,allocated --Node | wc -l) == "${#all[@]}" ]]
 }
 
 stop() {
