@@ -195,7 +195,7 @@ stop() {
   fi
   local name pid environment
   for environment in /proc/[0-9]*/environ; do # steps whose slurmd was killed
-    if [[ $(cat "${environment%environ}comm" 2>/dev/null) == slurmstepd ]] && grep -qaF "$dir/" "$environment"; then
+    if [[ $(cat "${environment%environ}comm" 2>/dev/null) == slurmstepd ]] && grep -qaF "$dir/" "$environment" 2>/dev/null; then
       pid=${environment#/proc/} pid=${pid%/environ}
       end "$pid"
     fi
