@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from largebatch import record
 from largebatch.config import Config, UserError
 from largebatch.placement import Hardware, place
-from largebatch.record import Record
+from largebatch.record import Position, Record
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
 
@@ -24,7 +24,7 @@ def origin(compose):
 
 
 def test_a_record_reads_as_it_was_written(compose, origin, tmp_path):
-    directory = tmp_path / "a" / "run"
+    directory = tmp_path
     book = Record.open(directory, compose(), origin, None)
     assert record.read_summary(directory) == {"schema": 1, "status": "running"}
     book.metric({"kind": "iteration", "iteration": 1, "epoch": 0.2, "rate": 0.1, "loss": math.nan})
@@ -44,34 +44,56 @@ def test_a_record_reads_as_it_was_written(compose, origin, tmp_path):
     }
     assert record.read_provenance(directory)["run_hash"] == compose().run_hash("fp32")
     assert Config.from_mapping(yaml.safe_load((directory / "config.yaml").read_text())) == compose()
-    assert re.fullmatch(r"\d\d:\d\d:\d\d a line\n", (directory / "log.txt").read_text())
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d a line\n", (directory / "log.txt").read_text())
     assert record.holds_run(directory)
     assert not list(directory.glob(".*"))
 
 
-def test_tensorboard_reads_the_figures(compose, origin, tmp_path):
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+def test_tensorboard_reads_the_figures_and_the_experiment(compose, origin, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import metadata
 
     book = Record.open(tmp_path, compose(), origin, None)
     book.metric({"kind": "epoch", "epoch": 1, "iteration": 5, "rate": 0.5, "val_error": 12.5})
     book.close()
-    (path,) = tmp_path.glob("events.out.tfevents.*")
-    events = [event for event in EventFileLoader(str(path)).Load() if event.summary.value]
-    found = {value.tag: (event.step, value.tensor.float_val[0]) for event in events for value in event.summary.value}
-    assert found == {"epoch/rate": (5, 0.5), "epoch/val_error": (5, 12.5)}
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("error/val")] == [(5, 12.5)]
+    assert metadata.SESSION_START_INFO_TAG in events.PluginTagToContent(metadata.PLUGIN_NAME)
 
 
 def test_resuming_cuts_the_lines_after_the_checkpoint(compose, origin, tmp_path):
     book = Record.open(tmp_path, compose(), origin, None)
     line = {"kind": "iteration", "iteration": 1, "rate": 0.1}
     book.metric(line)
-    size = book.size()
+    position = Position(iteration=1, record_bytes=book.size())
     book.metric({**line, "iteration": 2})
     book.close()
-    book = Record.open(tmp_path, compose(), origin, size)
+    book = Record.open(tmp_path, compose(), origin, position)
     book.metric({**line, "iteration": 3})
     book.close()
     assert [line["iteration"] for line in record.read_metrics(tmp_path)] == [1, 3]
+    assert [start["iteration"] for start in record.read_starts(tmp_path)] == [0, 1]
+
+
+def test_a_record_that_has_lost_lines_is_not_gone_on_with(compose, origin, tmp_path):
+    Record.open(tmp_path, compose(), origin, None).close()
+    with pytest.raises(UserError, match=r"metrics\.jsonl is shorter than when the checkpoint at iteration 7 was"):
+        Record.open(tmp_path, compose(), origin, Position(iteration=7, record_bytes=1))
+
+
+def test_a_clock_that_goes_backwards_changes_no_record(compose, origin, tmp_path, monkeypatch):
+    ticks = iter(range(2_000_000_000, 0, -1_000_000))
+    monkeypatch.setattr(record.time, "time", lambda: next(ticks))
+    line = {"kind": "iteration", "iteration": 1, "rate": 0.1}
+    book = Record.open(tmp_path, compose(), origin, None)
+    book.metric(line)
+    position = Position(iteration=1, record_bytes=book.size())
+    book.close()
+    book = Record.open(tmp_path, compose(), origin, position)
+    book.metric({**line, "iteration": 2})
+    book.close()
+    assert [line["iteration"] for line in record.read_metrics(tmp_path)] == [1, 2]
 
 
 def test_the_configuration_reads_as_it_was_written(compose, origin, tmp_path):
