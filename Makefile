@@ -18,11 +18,11 @@ setup: .venv/synced ## make .venv with the locked packages; every target below d
 train: .venv/synced ## train k=8 workers of n=32 on the digits; called again, go on or say that it is done
 	$(BIN)/largebatch train k=8 n=32 resume=true
 
-test: .venv/synced ## run the tests
-	$(BIN)/pytest
+test: .venv/synced ## run the tests, two files at a time
+	$(BIN)/pytest -n 2 --dist loadfile
 
-acceptance: .venv/synced ## run the long checks of what is promised, about twenty minutes
-	$(BIN)/pytest -m acceptance --durations=0
+acceptance: .venv/synced ## run the long checks of what is promised, a quarter of an hour
+	$(BIN)/pytest -m acceptance -n 2 --durations=0
 
 lint: .venv/synced ## check style
 	$(BIN)/ruff check .

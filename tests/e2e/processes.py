@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 BIN = Path(sys.executable).parent
-PATIENCE = 120  # seconds before a wait is given up as a hang
+PATIENCE = 300  # seconds before a wait is given up as a hang
 SMALL = ("k=2", "n=8", "device=cpu", "threads=1")
 ENDLESS = (*SMALL, "epochs=1000000", "log_every=1")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -16,7 +16,7 @@ from largebatch.lock import holder
 from largebatch.sweep.manifest import read
 from largebatch.sweep.status import progress
 
-PATIENCE = 120  # seconds before a wait is given up as a hang
+PATIENCE = 300  # seconds before a wait is given up as a hang
 ARMS = ("-m", "k=2", "n=8", "device=cpu", "threads=1", "warmup=none", "launcher.jobs=2", "hydra.sweep.dir=sweep")
 
 
