@@ -184,7 +184,7 @@ def _check(name: str, model: nn.Module) -> None:
     for module in model.modules():
         if module in _offloaded:
             raise UserError(f"{shown} is offloaded already, by a context around this one: one is enough.")
-        if isinstance(module, torch._dynamo.OptimizedModule) or module._compiled_call_impl is not None:
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
             raise UserError(
                 f"{shown} is compiled, and compiled code does not wait for weights that travel: offload the model "
                 "as it was before torch.compile."

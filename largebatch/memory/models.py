@@ -54,14 +54,10 @@ class Models:
                     if module is not model and bears(module, recurse=False):
                         stack.callback(module.register_forward_pre_hook(enter, prepend=True).remove)
                         border.take_in(module, stack)
-        for name, model in self._models.items():
-            enter = self._entering(self._groups[self._number(name)], name)
-            stack.callback(model.register_forward_pre_hook(enter, prepend=True).remove)
+                stack.callback(model.register_forward_pre_hook(enter, prepend=True).remove)
+        for model in self._models.values():
             stack.callback(model.register_forward_hook(self._end).remove)
             border.guard(model, stack)
-
-    def _number(self, name: str) -> int:
-        return next(number for number, part in enumerate(self._parts) if name in part.names)
 
     def _restore(self) -> None:
         self._transport.close()

@@ -100,8 +100,8 @@ class Submodules:
         return begin
 
     def _begin(self, name: str) -> None:
-        self._give_back()  # what an interrupted pass has left
         self._stop_watching()
+        self._give_back()  # what an interrupted pass has left
         self._model, self._before = name, None
         if name not in self._traced and self._groups:
             self._watch = Watch(self._models, self._groups, [slot.memory for slot in self._slots])
