@@ -22,6 +22,7 @@ from largebatch.commands.arms import one_by_one
 from largebatch.commands.bench import bench
 from largebatch.commands.certify import certify
 from largebatch.commands.compact import COMPACT
+from largebatch.commands.eval import evaluate, quoted
 from largebatch.commands.explain import explain
 from largebatch.commands.outcome import FAULT, MISTAKE, Call, Command, PlainCommand, Values, say
 from largebatch.commands.plot import PLOT
@@ -31,6 +32,7 @@ from largebatch.commands.sweep import SWEEP
 from largebatch.commands.table import TABLE
 from largebatch.commands.train import train
 from largebatch.config import LAUNCHERS, CertifyConfig, Config, Fault, UserError, nearest
+from largebatch.evaluation.config import EvalConfig
 from largebatch.interrupt import INTERRUPTED
 from largebatch.sweep.manifest import Arm
 
@@ -49,6 +51,7 @@ COMMANDS: dict[str, Command | PlainCommand] = {
     "train": TRAIN,
     "sweep": SWEEP,
     "certify": Command("prove that k workers are k workers, on any number of processes", certify),
+    "eval": Command("evaluate runs, ensembles and weights from files, also in less memory than they take", evaluate),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
     "table": TABLE,
@@ -97,7 +100,8 @@ def run(arguments: list[str]) -> int:
     command = COMMANDS[name]
     if isinstance(command, PlainCommand):
         return command.run(rest)
-    return compose(name, command, _named_part(rest) if name == "bench" else rest)
+    before = {"bench": _named_part, "eval": quoted}.get(name, list)
+    return compose(name, command, before(rest))
 
 
 def _named_part(arguments: list[str]) -> list[str]:
@@ -215,7 +219,7 @@ def _keys() -> list[str]:
             keys += walk(kind, f"{prefix}{name}.") if is_dataclass(kind) and isinstance(kind, type) else []
         return keys
 
-    groups = {"bench.": BenchConfig, "certify.": CertifyConfig}
+    groups = {"": EvalConfig, "bench.": BenchConfig, "certify.": CertifyConfig}
     keys = [key for prefix, cls in groups.items() for key in walk(cls, prefix)]
     keys += [key for cls in LAUNCHERS.values() for key in walk(cls, "launcher.")]
     return [*walk(Config, ""), *keys, "experiment", "format"]

@@ -2,6 +2,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -50,3 +51,22 @@ def config_of(*overrides: str) -> Config:
 def compose() -> Callable[..., Config]:
     """Return a function from overrides to the typed configuration of ``largebatch train``."""
     return config_of
+
+
+@pytest.fixture(scope="session")
+def digits_runs(compose, tmp_path_factory) -> Path:
+    """Return a directory of recorded runs on the digits: six of one epoch, seed0 … seed5, and one that was stopped.
+
+    They learn enough to differ. ``stopped`` ended in the middle of its second epoch.
+    """
+    from largebatch.placement import Hardware, place
+    from largebatch.train import fit
+
+    parent = tmp_path_factory.mktemp("digits")
+    few = ("k=2", "n=16", "lr.base_minibatch=32", "warmup=none", "epochs=1", "threads=1", "device=cpu")
+    wanted = {f"seed{seed}": (*few, f"seed={seed}") for seed in range(6)}
+    wanted["stopped"] = (*few, "epochs=2", "iterations=60")
+    for name, words in wanted.items():
+        config = compose(*words)
+        fit(config, place(config, Hardware(cores=1, gpus=0, mps=False, bf16=False)), parent / name)
+    return parent

@@ -20,7 +20,7 @@ LAYERS = (
     "evaluate exchange definition",
     "meter learner watchdog",
     "train",
-    "explain certify probe predict bench compress",
+    "explain certify evaluation probe predict bench compress",
     "commands",
     "cli",
     "__main__",

@@ -114,8 +114,12 @@ class Run:
         return _columns(read_metrics(self.directory, "iteration"))
 
 
-def find(patterns: Iterable[str]) -> list[Path]:
+def find(patterns: Iterable[str], key: str = "runs") -> list[Path]:
     """Return the directories of all runs that are named by directories and globs, and of those below them.
+
+    Args:
+        patterns: What was given.
+        key: The key that it was given for.
 
     Records that a sweep has replaced are left out, unless their own directory is named.
 
@@ -126,7 +130,7 @@ def find(patterns: Iterable[str]) -> list[Path]:
     for pattern in patterns:
         here = [run for path in _expand(pattern) for run in _runs_below(path)]
         if not here:
-            raise UserError(f"runs={pattern} matches no run: {_what_there_is(pattern)}.")
+            raise UserError(f"{key}={pattern} matches no run: {_what_there_is(pattern)}.")
         for run in here:
             found.setdefault(run.resolve(), run)  # two patterns may name the same one
     return list(found.values())

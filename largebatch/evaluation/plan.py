@@ -1,0 +1,79 @@
+"""What each way of offloading would take, before anything is evaluated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from largebatch.evaluation.report import size
+from largebatch.evaluation.session import Session
+from largebatch.memory.plan import choose, make_plans, measure_bus
+
+
+def plan(session: Session) -> dict[str, Any]:
+    """Measure the way to the device, and return what every mode would take.
+
+    Returns:
+        ``plans``, a mapping a mode: ``mode``, ``peak_bytes`` (of weights on the device), ``moved_bytes``,
+        ``copy_seconds`` (on the bus), ``seconds`` (with computing where that is known, beside which copies go on) and
+        ``fits`` (the budget); ``choice``, the fastest that fits, or null; ``bytes_per_second`` and
+        ``seconds_per_copy`` of the bus; ``compute_seconds``, null where no earlier evaluation tells; ``budget``,
+        ``networks``, ``batches``.
+    """
+    asked = session.asked
+    bus = measure_bus(session.world.device)
+    compute = _computing(session)
+    loads = math.ceil(len(session.cuts) / asked.batches_per_load)
+    how = (asked.budget_bytes, asked.groups, asked.prefetch)
+    plans = make_plans(session.models, loads, bus, compute or 0.0, *how)
+    chosen = choose(plans)
+    return {
+        "plans": [asdict(one) for one in plans],
+        "choice": chosen.mode if chosen else None,
+        **asdict(bus),
+        "compute_seconds": compute,
+        "budget": asked.budget_bytes,
+        "networks": len(session.models),
+        "batches": len(session.cuts),
+    }
+
+
+def _computing(session: Session) -> float | None:
+    """Return what evaluating took before on such a device, with all weights there; None where that is not recorded."""
+    here = {**session.where(), "offload": "none", "ensemble": None}
+    total = 0.0
+    for subject in session.subjects:
+        times = [line["seconds"] for line in subject.evaluations() if here.items() <= line.items()]
+        if not times:
+            return None
+        total += min(times)
+    return total
+
+
+def plan_as_text(facts: Mapping[str, Any]) -> str:
+    """Return a plan as a table for people, and which mode to choose."""
+    budget, known = facts["budget"], facts["compute_seconds"] is not None
+    rows = [["mode", "weights there", "moved", "copies"] + ["with computing"] * known + ["budget"] * bool(budget)]
+    for one in facts["plans"]:
+        row = [one["mode"], size(one["peak_bytes"]), size(one["moved_bytes"]), _time(one["copy_seconds"])]
+        rows.append(row + [_time(one["seconds"])] * known + ["fits" if one["fits"] else "too small"] * bool(budget))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    bus = f"{size(facts['bytes_per_second'])}/s and {facts['seconds_per_copy'] * 1e6:.3g} µs a copy"
+    what = f"{facts['networks']} network{'s' * (facts['networks'] > 1)}, {facts['batches']} batches"
+    notes = [f"For {what}; the way to the device has {bus}. Activations come on top."]
+    if not known:
+        notes.append("Copies go on beside computing, whose time is known after an evaluation with offload=none.")
+    least = min(one["peak_bytes"] for one in facts["plans"])
+    if facts["choice"] is None:
+        notes.append(f"Nothing fits budget={budget}: the least is {least}, offload=submodule.")
+    else:
+        within = "" if budget is None else f" within {size(budget)}"
+        notes.append(f"Choose offload={facts['choice']}: the fastest{within}.")
+    return "\n".join([*table, "", *notes])
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds >= 0.1 else f"{seconds * 1e3:.3g} ms"
