@@ -111,9 +111,10 @@ def _named_part(arguments: list[str]) -> list[str]:
     word, *rest = arguments
     if word not in WHAT:
         raise UserError(f"bench {word} is not known: it measures {', '.join(WHAT)}.{nearest(word, WHAT)}")
-    # The customary 100 MB of gradients, unless a network was named.
-    model = ["model=resnet50"] if word == "exchange" and not any(a.startswith("model=") for a in rest) else []
-    return [f"bench.what={word}", *model, *rest]
+    # The customary 100 MB of gradients or weights, unless a network was named.
+    usual = {"exchange": ["model=resnet50"], "offload": ["model=resnet50", "dataset=synthetic"]}.get(word, [])
+    named = {argument.partition("=")[0] for argument in rest}
+    return [f"bench.what={word}", *(group for group in usual if group.partition("=")[0] not in named), *rest]
 
 
 def _usage() -> str:

@@ -186,7 +186,7 @@ def test_mistakes_are_refused(compose, values, words):
         (["exchange", "processes=3", "k=3", *TINY], "takes a power of two"),
         (
             ["exchnge"],
-            "bench exchnge is not known: it measures step, loader, exchange, checkpoint, all. Did you mean 'exchange'",
+            "bench exchnge is not known: it measures step, loader, exchange, checkpoint, offload, all. Did you mean 'exchange'",
         ),
     ],
 )

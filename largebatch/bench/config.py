@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from largebatch.config import DatasetConfig, UserError, at_least, one_of
 
 PARTS = ("step", "loader")  # of all
-WHAT = (*PARTS, "exchange", "checkpoint", "all")
+WHAT = (*PARTS, "exchange", "checkpoint", "offload", "all")
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """What to measure.
 
-    ``what`` is step, loader, exchange, checkpoint, or all for the first two. The first of ``k`` is compared with the
-    plain loops, each of the others with the first. Sides take turns, ``repeats`` of them, of ``iterations`` steps
-    each. The loaders read ``photographs`` made here, in a run of the loader over all of them a turn, unless ``files``
-    has a root.
+    ``what`` is step, loader, exchange, checkpoint, offload, or all for the first two. The first of ``k`` is compared
+    with the plain loops, each of the others with the first. Sides take turns, ``repeats`` of them, of ``iterations``
+    steps each. The loaders read ``photographs`` made here, in a run of the loader over all of them a turn, unless ``files``
+    has a root. ``batches`` are the images of a pass of offload.
     """
 
     what: str
@@ -26,6 +26,7 @@ class BenchConfig:
     iterations: int
     photographs: int
     files: DatasetConfig
+    batches: tuple[int, ...]
 
     def __post_init__(self) -> None:
         one_of("bench.what", self.what, WHAT)
@@ -38,6 +39,10 @@ class BenchConfig:
         at_least("bench.photographs", self.photographs, 32)
         for workers in self.k:
             at_least("bench.k", workers, 1)
+        if not self.batches:
+            raise UserError("bench.batches=[] is empty: give numbers of images, such as [8,32,256].")
+        for images in self.batches:
+            at_least("bench.batches", images, 1)
 
     @property
     def parts(self) -> tuple[str, ...]:

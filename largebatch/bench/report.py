@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torchvision
 
-from largebatch.bench import checkpoint, exchange, loader, step
+from largebatch.bench import checkpoint, exchange, loader, offload, step
 from largebatch.bench.compare import spread
 from largebatch.bench.config import BenchConfig
 from largebatch.config import Config, UserError
@@ -32,7 +32,8 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
     ``ratios`` are of images/s, ours over the peer: above 1, ours is faster. ``memory_bytes`` is what steps at
     each k add to a process. Of an exchange, ``ratios`` are of seconds, the tree's over DDP's: above 1, the tree is
     slower; ``overlap`` is explained at :func:`exchange.overlap`. Of a checkpoint, ``seconds`` are what it adds to the
-    steps beside it, and ``share`` is the upper end of that, of the time between two.
+    steps beside it, and ``share`` is the upper end of that, of the time between two. Of offloading, ``ratios`` are of
+    seconds: below 1, ours is faster; see :func:`offload.time_offload`.
 
     Args:
         config: Network, images, n, precision and threads; its k is not used.
@@ -51,6 +52,8 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
     config = replace(config, processes=1)
     if asked.what == "checkpoint":
         return _checkpoint(replace(config, k=asked.k[0], dataset=step.step_data(config.dataset)), asked)
+    if asked.what == "offload":
+        return _offload(config, asked)
     placement = place(config, hardware())
     facts: Facts = {
         "machine": machine(placement),
@@ -109,6 +112,24 @@ def _checkpoint(config: Config, asked: BenchConfig) -> Facts:
     facts["checkpoint_bytes"] = size
     facts["seconds"] = {"checkpoint": asdict(cost), "copy": asdict(spread(copies))}
     facts["share"] = None if config.checkpoint.minutes == 0 else cost.high / (60 * config.checkpoint.minutes)
+    facts["machine"]["load_at_end"] = os.getloadavg()[0]
+    return facts
+
+
+def _offload(config: Config, asked: BenchConfig) -> Facts:
+    placement = place(config, hardware())
+    torch.set_num_threads(placement.threads)
+    facts: Facts = {"machine": machine(placement)}
+    data = config.dataset
+    facts["setting"] = {
+        "what": asked.what,
+        "model": config.model.name,
+        "images": f"{data.channels}×{data.height}×{data.width}",
+        "batches": list(asked.batches),
+        "repeats": asked.repeats,
+        "iterations": asked.iterations,
+    }
+    facts |= offload.time_offload(config, placement, asked.batches, asked.repeats, asked.iterations)
     facts["machine"]["load_at_end"] = os.getloadavg()[0]
     return facts
 
@@ -208,6 +229,9 @@ def as_text(facts: Facts) -> str:
         lines += _spreads("seconds a checkpoint", facts["seconds"])
         share = "–" if facts["share"] is None else f"{100 * facts['share']:.3f} %"
         return "\n".join([*lines, "", f"of a run with checkpoint.minutes={setting['minutes']:g}, at most: {share}"])
+    if "ensemble" in facts:
+        lines.append(f"offload: {setting['model']}, {facts['weight_bytes'] / 1e6:,.1f} MB, images {setting['images']}")
+        return "\n".join([*lines, *offload.as_lines(facts)])
     if "overlap" in facts:
         lines.append(
             f"exchange: {facts['gradient_bytes'] / 1e6:,.1f} MB of gradients ({setting['model']}) between "
