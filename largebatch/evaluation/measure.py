@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NoReturn
 
@@ -32,7 +32,7 @@ class Measured:
     Attributes:
         members: Each network's own figures, by its name.
         ensemble: Those of their mean; None for a network alone.
-        traffic: Weights that were moved; None with offload=none.
+        traffic: Weights that were moved, one of each offloading that took place.
         seconds: From the first batch to the last figure; under offload=none the weights are there before.
         images: Images that were computed, those of every network counted.
         peak_device_bytes: The most memory that was allocated on the device at a time, activations included; None on
@@ -41,7 +41,7 @@ class Measured:
 
     members: dict[str, Evaluation]
     ensemble: Evaluation | None
-    traffic: Statistics | None
+    traffic: list[Statistics]
     seconds: float
     images: int
     peak_device_bytes: int | None
@@ -84,39 +84,46 @@ def _measure(session: Session, mode: str, cuts: Sequence[range]) -> Measured:
     device, cuda = session.world.device, session.placement.device == "cuda"
     images = sum(map(len, cuts))
     mean = _Mean(session.asked.combine, images, session.source.classes) if len(session.models) > 1 else None
-    members = {}
+    members, traffic, seconds = {}, list[Statistics](), 0.0
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    with _on_device(session, mode) as traffic, _bar(session, mode, len(cuts)) as bar, autocast(session.placement):
-        started = time.perf_counter()
-        for name, model in session.models.items():
-            answers = _answers(model, session.source.validation(cuts), session.asked.batches_per_load, bar)
-            heard = answers if mean is None else mean.heard(answers)
-            # The answers are there already: what is left is to count them, as training does.
-            members[name] = evaluate(nn.Identity(), heard, range(len(cuts)), cuts, session.world)
-        seconds = time.perf_counter() - started
+    # Under submodule each network has the whole budget for itself, in its turn.
+    turns = [{name: model} for name, model in session.models.items()] if mode == "submodule" else [session.models]
+    with _bar(session, mode, len(cuts)) as bar, autocast(session.placement):
+        for models in turns:
+            with _on_device(session, models, mode, traffic):
+                started = time.perf_counter()
+                for name, model in models.items():
+                    answers = _answers(model, session.source.validation(cuts), session.asked.batches_per_load, bar)
+                    heard = answers if mean is None else mean.heard(answers)
+                    # The answers are there already: what is left is to count them, as training does.
+                    members[name] = evaluate(nn.Identity(), heard, range(len(cuts)), cuts, session.world)
+                seconds += time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated(device) if cuda else None
     combined = mean.evaluate(cuts) if mean else None
     return Measured(members, combined, traffic, seconds, images * len(members), peak)
 
 
 @contextlib.contextmanager
-def _on_device(session: Session, mode: str) -> Iterator[Statistics | None]:
-    """Have the weights on the device, all of them or those that are needed."""
-    models, asked, device = session.models, session.asked, session.world.device
-    if mode == "none":  # as in training, not laid out in a buffer
-        try:
-            for model in models.values():
-                model.to(device)
-            yield None
-        finally:
-            for model in models.values():
-                model.to("cpu")
+def _on_device(
+    session: Session, models: Mapping[str, nn.Module], mode: str, traffic: list[Statistics]
+) -> Iterator[None]:
+    """Have the weights on the device, all of them or those that are needed; what moves is added to ``traffic``."""
+    asked, device = session.asked, session.world.device
+    if mode != "none":
+        with offload(
+            models, device, mode=mode, budget=asked.budget_bytes, groups=asked.groups, prefetch=asked.prefetch
+        ) as statistics:
+            traffic.append(statistics)
+            yield
         return
-    with offload(
-        models, device, mode=mode, budget=asked.budget_bytes, groups=asked.groups, prefetch=asked.prefetch
-    ) as statistics:
-        yield statistics
+    try:  # as in training: not laid out in a buffer
+        for model in models.values():
+            model.to(device)
+        yield
+    finally:
+        for model in models.values():
+            model.to("cpu")
 
 
 def _answers(model: nn.Module, batches: Iterator[Batch], at_once: int, bar: tqdm[NoReturn]) -> Iterator[Batch]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from largebatch.evaluation.report import size
 from largebatch.evaluation.session import Session
-from largebatch.memory.plan import choose, make_plans, measure_bus
+from largebatch.memory.plan import Plan, choose, make_plans, measure_bus
 
 
 def plan(session: Session) -> dict[str, Any]:
@@ -28,6 +28,17 @@ def plan(session: Session) -> dict[str, Any]:
     loads = math.ceil(len(session.cuts) / asked.batches_per_load)
     how = (asked.budget_bytes, asked.groups, asked.prefetch)
     plans = make_plans(session.models, loads, bus, compute or 0.0, *how)
+    # Under submodule each network has the whole budget for itself, in its turn.
+    share = (compute or 0.0) / len(session.models)
+    turns = [make_plans({name: model}, loads, bus, share, *how)[1] for name, model in session.models.items()]
+    plans[1] = Plan(
+        plans[1].mode,
+        peak_bytes=max(one.peak_bytes for one in turns),
+        moved_bytes=sum(one.moved_bytes for one in turns),
+        copy_seconds=sum(one.copy_seconds for one in turns),
+        seconds=sum(one.seconds for one in turns),
+        fits=all(one.fits for one in turns),
+    )
     chosen = choose(plans)
     return {
         "plans": [asdict(one) for one in plans],

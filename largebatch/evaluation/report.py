@@ -10,7 +10,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -115,18 +115,19 @@ def _figures(found: Evaluation) -> dict[str, Any]:
     return {name: getattr(found, name) for name in ("error", "error_top5", "loss", "unreadable")}
 
 
-def _moved(session: Session, traffic: Statistics | None) -> dict[str, int]:
-    if traffic is None:
-        weights = sum(
-            tensor.nbytes for one in session.models.values() for tensor in {*one.parameters(), *one.buffers()}
-        )
-        there = weights if session.placement.device != "cpu" else 0
-        found = (weights, weights, 0, there, 0)
-    else:
-        names = ("weight_bytes", "peak_bytes", "uploads", "bytes_to_device", "bytes_from_device")
-        found = tuple(getattr(traffic, name) for name in names)
-    names = ("weight_bytes", "peak_weight_bytes", "uploads", "bytes_to_device", "bytes_from_device")
-    return dict(zip(names, found, strict=True))
+def _moved(session: Session, traffic: Sequence[Statistics]) -> dict[str, int]:
+    weights, there = sum(one.weight_bytes for one in traffic), max((one.peak_bytes for one in traffic), default=0)
+    moved = sum(one.bytes_to_device for one in traffic)
+    if not traffic:  # offload=none
+        weights = there = sum(tensor.nbytes for one in session.models.values() for tensor in one.state_dict().values())
+        moved = weights if session.placement.device != "cpu" else 0
+    return {
+        "weight_bytes": weights,
+        "peak_weight_bytes": there,
+        "uploads": sum(one.uploads for one in traffic),
+        "bytes_to_device": moved,
+        "bytes_from_device": sum(one.bytes_from_device for one in traffic),
+    }
 
 
 def _host_peak() -> int:

@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 import torchvision
+from images import make_tree, spoil
 from safetensors.torch import load_file, save_file
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -58,6 +59,21 @@ def test_a_submodule_at_a_time_takes_less_memory(runs, facts):
     assert parts["peak_weight_bytes"] < 0.6 * whole["peak_weight_bytes"]  # the largest layer has 44 % of them
     assert parts["bytes_to_device"] == 5 * parts["weight_bytes"]  # for 100, 100, 56; 100 and 4 images
     assert parts["members"][0]["error"] == whole["members"][0]["error"]
+
+
+def test_several_batches_on_one_upload(runs, facts):
+    found = facts(f"run={runs}/seed0", "offload=submodule", "prefetch=false", "batch=100", "batches_per_load=2")
+    assert found["bytes_to_device"] == 3 * found["weight_bytes"]  # the first batch alone, then two and two
+    assert found["members"][0]["error"] == recorded(runs / "seed0")["val_error"]
+
+
+def test_folded_batchnorm_agrees_up_to_rounding(runs, facts):
+    whole, folded = facts(f"run={runs}/seed0"), facts(f"run={runs}/seed0", "fold_bn=true", "offload=submodule")
+    assert folded["notes"] == [
+        "BatchNorm is folded into the convolutions (fold_bn=true): figures are the record's up to rounding."
+    ]
+    assert folded["members"][0]["loss"] == pytest.approx(whole["members"][0]["loss"], rel=1e-5)
+    assert folded["members"][0]["loss"] != whole["members"][0]["loss"]
 
 
 @pytest.mark.parametrize("combine", ["probabilities", "logits"])
@@ -169,6 +185,20 @@ def test_a_network_from_a_file(tmp_path, facts):
         logits = model((noise / 255 - 0.5) / 0.25)
     assert member["error"] == 100 * (logits.argmax(1) != labels).sum().item() / 40
     assert member["loss"] == pytest.approx(cross_entropy(logits.double(), labels).item(), rel=1e-5)
+
+
+def test_images_that_cannot_be_read_are_wrong(tmp_path, facts, call):
+    root = make_tree(tmp_path / "photographs")
+    spoil(root / "val" / "astronaut" / "00000000.JPEG")
+    model = torchvision.models.mobilenet_v3_small(num_classes=4)
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    words = ["model=torchvision", "model.name=mobilenet_v3_small", "dataset=imagefolder", f"dataset.root={root}"]
+    words += ["dataset.on_error=skip", "dataset.height=32", "dataset.width=32", "loader.workers=0", "k=1", "n=2"]
+    words += [f"state_file={tmp_path}/w.safetensors", "batch=5"]
+    found = facts(*words)
+    assert (found["images"], found["members"][0]["unreadable"]) == (12, 1)
+    assert found["members"][0]["error"] >= 100 / 12
+    assert "1 images, counted as wrong" in call(*words)[1]
 
 
 def test_a_page_for_people(runs, call):

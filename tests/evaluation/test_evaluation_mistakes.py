@@ -167,3 +167,12 @@ def test_the_model_can_be_offloaded_again_after_a_failure(monkeypatch, sentence,
         with pytest.raises(KeyError):
             facts("run=runs/seed0", "offload=submodule")
     assert facts("run=runs/seed0", "offload=submodule")["uploads"]
+
+
+def test_interrupted(monkeypatch, call, runs):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "evaluate", interrupt)
+    assert call("run=runs/seed0", "offload=model")[0] == 130
+    assert not (runs / "seed0" / "evaluations.jsonl").exists()
