@@ -18,6 +18,7 @@ from largebatch.config import UserError
 
 NAME = "lock"
 PATIENCE = 10.0  # seconds: an owner that is on its way out, or a look at the lock, is waited for
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of this file system: Lustre without flock, some NFS
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,10 @@ class Holder:
 
 
 def holder(directory: Path) -> Holder | None:
-    """Return the living owner of a run directory, or None. Not to be asked by the owner: it would lose the lock."""
+    """Return the living owner of a run directory, or None. Not to be asked by the owner: it would lose the lock.
+
+    On a file system without locks nobody is known to own anything.
+    """
     try:
         file = (directory / NAME).open("rb")
     except FileNotFoundError:
@@ -37,8 +41,11 @@ def holder(directory: Path) -> Holder | None:
     with file:
         try:
             fcntl.lockf(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
+        except (BlockingIOError, PermissionError):  # POSIX allows either
             return _written(file.read())
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
     return None
 
 
@@ -69,7 +76,7 @@ def owned(directory: Path, patience: float = PATIENCE) -> Iterator[None]:
                     ) from None
                 time.sleep(0.1)
             except OSError as error:
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                if error.errno not in _NO_LOCKS:
                     raise
                 print(
                     f"{directory} is on a file system without locks: that no other run uses it is not checked.",

@@ -1,5 +1,7 @@
 """A run directory has one owner: other processes are asked, since a process is never refused by itself."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -77,6 +79,19 @@ def test_a_child_of_the_owner_does_not_keep_the_lock(tmp_path):
 def test_an_owner_that_has_not_written_its_name_is_an_owner(owner, tmp_path):
     (tmp_path / NAME).write_text("")
     assert holder(tmp_path) == Holder("a machine that is not known", 0)
+
+
+def test_without_locks_nobody_is_taken_for_the_owner(tmp_path, monkeypatch, capsys):
+    """Where the name in the file outlives its process, runs that have ended would seem to go on for ever."""
+
+    def no_locks(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "lockf", no_locks)
+    with owned(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert "is on a file system without locks" in capsys.readouterr().err
+    assert holder(tmp_path) is None
 
 
 def test_a_directory_without_a_lock_has_no_owner(tmp_path):
