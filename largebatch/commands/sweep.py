@@ -110,7 +110,12 @@ def _cancel(words: list[str]) -> int:
     for held in owners:
         if held.host != socket.gethostname():
             raise UserError(f"{directory} is being run on {held.host}, by process {held.pid}: cancel it there.")
-        os.kill(held.pid, signal.SIGTERM)
+        try:
+            os.kill(held.pid, signal.SIGTERM)
+        except PermissionError:
+            raise UserError(f"{directory} is being run by another user, in process {held.pid}: ask them.") from None
+        except ProcessLookupError:  # it has just ended
+            continue
     if owners:
         say(f"Asked to write checkpoints and end. To go on later: largebatch sweep resume {directory}")
     else:

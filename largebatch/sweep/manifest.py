@@ -142,12 +142,18 @@ def _place(task: Task) -> Path:
 
 
 def _inside_or_given(directory: Path, config: Config, words: str) -> None:
-    """Refuse a run directory outside the sweep's, unless the arm's own words gave it."""
+    """Refuse a run directory that holds the sweep's, or lies outside it though the arm's own words did not ask so."""
+    place, sweep = Path(config.run_dir or "").resolve(), directory.resolve()
     given = any(word.startswith("run_dir=") for word in words.split())
-    if not given and not Path(config.run_dir or "").resolve().is_relative_to(directory.resolve()):
+    if not given and not place.is_relative_to(sweep):
         raise UserError(
             f"the arm '{words}' would be recorded in {config.run_dir}, outside of its sweep's {directory}, and did not "
             "ask for that: give run_dir=… on the command line, or nothing."
+        )
+    if sweep.is_relative_to(place):  # every report would take the whole sweep for this one run
+        raise UserError(
+            f"the arm '{words}' would be recorded in {config.run_dir}, which holds its whole sweep {directory}: give "
+            "another run_dir, or nothing."
         )
 
 

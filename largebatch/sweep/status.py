@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from largebatch.config import UserError
 from largebatch.lock import holder
 from largebatch.record import read_provenance, read_starts, read_summary, write_json
 from largebatch.sweep.manifest import Task, log_of
@@ -119,6 +120,8 @@ def _state(directory: Path, task: Task, summary: Mapping[str, Any], known: Sched
     ended = f"{known.state} {known.reason}".strip() if known else ""
     match outcome["state"]:
         case "running":  # nobody is
+            if summary.get("status") == "failed":  # a run that hangs leaves word there alone
+                return "failed", str(summary["reason"])
             return "failed", f"{WITHOUT_A_WORD} ({ended})" if ended else WITHOUT_A_WORD
         case "failed":
             return "failed", outcome["reason"] or str(summary.get("reason", ""))
@@ -171,11 +174,19 @@ def write_outcome(directory: Path, number: int, state: str, reason: str = "") ->
 
 
 def read_outcome(directory: Path, number: int) -> dict[str, Any] | None:
-    """Return what :func:`write_outcome` wrote last, or None: the task was never started."""
+    """Return what :func:`write_outcome` wrote last, or None: the task was never started.
+
+    Raises:
+        UserError: it was damaged.
+    """
+    path = log_of(directory, number).parent / OUTCOME
     try:
-        return dict(json.loads((log_of(directory, number).parent / OUTCOME).read_text(encoding="utf-8")))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return {name: str(values[name]) for name in ("state", "reason")}
     except FileNotFoundError:
         return None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path} cannot be read: take it away, then the task counts as never started.") from None
 
 
 def distinct(words: Sequence[str]) -> list[str]:

@@ -2,16 +2,18 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from largebatch.cli import run
+from largebatch.cli import main, run
 from largebatch.commands.run_sweep import put_away, run_task
 from largebatch.commands.sweep import VERBS
 from largebatch.config import UserError
+from largebatch.lock import Holder
 from largebatch.record import write_summary
 from largebatch.sweep.manifest import Arm, log_of, plan
 from largebatch.sweep.status import read_outcome
@@ -89,6 +91,26 @@ def test_a_watch_ends_where_nothing_will_happen_by_itself(tasks, capsys):
 def test_cancelling_what_does_not_run(tasks, capsys):
     assert run(["sweep", "cancel", "sweep"]) == 0
     assert capsys.readouterr().err == "Nothing of sweep runs.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (PermissionError, 2, f"sweep is being run by another user, in process {os.getpid()}: ask them."),
+        (ProcessLookupError, 0, "Asked to write checkpoints and end."),  # it has ended by itself meanwhile
+    ],
+)
+def test_cancelling_what_cannot_be_signalled(tasks, monkeypatch, capsys, error, status, words):
+    def refuse(process, number):
+        raise error
+
+    monkeypatch.setattr("largebatch.commands.sweep.holder", lambda _: Holder(socket.gethostname(), os.getpid()))
+    monkeypatch.setattr(os, "kill", refuse)
+    monkeypatch.setattr(sys, "argv", ["largebatch", "sweep", "cancel", "sweep"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == status
+    assert words in capsys.readouterr().err
 
 
 def test_logs_are_named_and_their_last_lines_shown(tasks, capsys):

@@ -87,6 +87,13 @@ def test_a_run_directory_outside_was_given_by_the_arms_own_words(arm, tmp_path):
         plan(SWEEP, [Arm("k=2", {**arm("k=2").values, "run_dir": "elsewhere/k2"})])
 
 
+@pytest.mark.parametrize("place", [SWEEP, SWEEP.parent])
+def test_a_run_directory_that_holds_the_sweep_is_refused(arm, place):
+    with pytest.raises(UserError, match=rf"would be recorded in {place}, which holds its whole sweep {SWEEP}: give"):
+        plan(SWEEP, [arm("k=1", f"run_dir={place}")])
+    assert not SWEEP.exists()
+
+
 @pytest.mark.parametrize("place", ["../../etc", "/etc", "inside/../../out"])
 def test_a_manifest_edited_to_write_elsewhere_is_refused(arm, place):
     plan(SWEEP, [arm("k=1"), arm("k=2")])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from largebatch.config import UserError
 from largebatch.record import write_summary
 from largebatch.sweep.manifest import Task, log_of, plan
 from largebatch.sweep.status import WITHOUT_A_WORD, Standing, as_table, distinct, over, standings, write_outcome
@@ -108,6 +109,20 @@ def test_a_task_whose_owner_lives_is_running_and_one_that_was_killed_has_failed(
     owner.communicate()
     assert (standing(task).state, standing(task).reason) == ("failed", WITHOUT_A_WORD)
     assert standing(task, at=Element("NODE_FAIL")).reason == f"{WITHOUT_A_WORD} (NODE_FAIL)"
+
+
+def test_a_run_that_was_ended_as_hung_says_so_in_its_record_alone(task):
+    record(task, "failed", reason="no progress for 600 s: rank 3 of 8 has stopped responding in iteration 7.")
+    write_outcome(SWEEP, task.number, "running")
+    assert standing(task, at=Element("FAILED", "NonZeroExitCode")).reason.startswith("no progress for 600 s: rank 3")
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"state": "over"}'])
+def test_a_damaged_word_is_named(task, text):
+    path = log_of(SWEEP, task.number).with_name("outcome.json")
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"^{path} cannot be read: take it away"):
+        standing(task)
 
 
 def test_why_it_failed_or_was_interrupted(task):
