@@ -5,7 +5,7 @@ import torch
 from torchvision.transforms import ToTensor
 
 from largebatch import cli
-from largebatch.bench import exchange, loader, step
+from largebatch.bench import exchange, loader, offload, step
 from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
 from largebatch.bench.config import BenchConfig
 from largebatch.bench.report import as_text
@@ -170,10 +170,12 @@ def test_photographs_have_imagenets_size_and_are_no_noise(compose, tmp_path):
         ({"k": (0,)}, "bench.k=0 is too small"),
         ({"repeats": 0}, "bench.repeats=0 is too small"),
         ({"photographs": 1}, "it takes 32 or more"),
+        ({"batches": ()}, "such as [8,32,256]"),
+        ({"batches": (0,)}, "bench.batches=0 is too small"),
     ],
 )
 def test_mistakes_are_refused(compose, values, words):
-    good = {"what": "all", "k": (8, 64), "repeats": 1, "iterations": 1, "photographs": 32}
+    good = {"what": "all", "k": (8, 64), "repeats": 1, "iterations": 1, "photographs": 32, "batches": (8,)}
     with pytest.raises(UserError, match=words.replace("[", r"\[").replace("?", r"\?")):
         BenchConfig(**{**good, **values}, files=compose("dataset=imagefolder").dataset)
 
@@ -186,7 +188,8 @@ def test_mistakes_are_refused(compose, values, words):
         (["exchange", "processes=3", "k=3", *TINY], "takes a power of two"),
         (
             ["exchnge"],
-            "bench exchnge is not known: it measures step, loader, exchange, checkpoint, offload, all. Did you mean 'exchange'",
+            "bench exchnge is not known: it measures step, loader, exchange, checkpoint, offload, all. "
+            "Did you mean 'exchange'",
         ),
     ],
 )
@@ -211,6 +214,8 @@ def test_an_exchange_inside_a_rank_is_refused(monkeypatch):
         (["loader", "n=4"], ["bench.what=loader", "n=4"]),
         (["exchange"], ["bench.what=exchange", "model=resnet50"]),
         (["exchange", "model=resnet8"], ["bench.what=exchange", "model=resnet8"]),
+        (["offload"], ["bench.what=offload", "model=resnet50", "dataset=synthetic"]),
+        (["offload", "dataset=digits"], ["bench.what=offload", "model=resnet50", "dataset=digits"]),
     ],
 )
 def test_a_word_after_bench_says_what_is_measured(words, values):
@@ -230,6 +235,30 @@ def test_an_exchange_between_two_processes_has_stable_keys(capfd):
     assert facts["gradient_bytes"] == 4 * sum(p.numel() for p in SmallResNet(8, 10).parameters())
     page = as_text(facts)
     assert all(words in page for words in ("of gradients (resnet8) between 2 processes", "fixed tree", "overlap"))
+
+
+def test_the_hidden_share_of_offloading():
+    timings = Timings({"resident": [4.0, 1.0], "copies_leaf": [2.0, 3.0], "leaf": [4.0, 4.0]}, {})
+    # All copies hidden behind 4 s of computing; and 3 s of copies and 1 s of computing one after the other.
+    assert offload.overlap(timings, "leaf") == Spread(median=0.875, low=0.75, high=1.0)
+
+
+def test_offloading_is_compared_with_resident_weights(capfd, threads):
+    assert cli.run(["bench", "offload", *TINY, "bench.batches=[2,4]", "bench.repeats=2", "format=json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    parameters = sum(tensor.nbytes for tensor in SmallResNet(8, 10).state_dict().values())
+    assert facts["weight_bytes"] == parameters
+    assert set(facts["batches"]) == {"2", "4"}
+    for one in facts["batches"].values():
+        assert {"resident", "leaf", "bytes"} <= set(one["seconds"])
+        assert {"leaf_vs_resident", "bytes_vs_resident"} <= set(one["ratios"])
+        assert set(one["overlap"]) == {"leaf", "bytes"}
+        assert one["difference"]["leaf"] == one["difference"]["bytes"] == 0.0
+    assert 0 < facts["memory"]["leaf"]["planned_weight_bytes"] < parameters
+    assert facts["ensemble"]["members"] == facts["ensemble"]["uploads"] == 6
+    assert facts["ensemble"]["models_on_the_device"] == 2
+    page = as_text(facts)
+    assert all(words in page for words in ("offload: resnet8", "ours, groups=leaf", "batch of 4", "6 uploads"))
 
 
 def test_the_command_prints_stable_keys_and_nothing_else(capfd, threads):

@@ -16,8 +16,8 @@ class BenchConfig:
 
     ``what`` is step, loader, exchange, checkpoint, offload, or all for the first two. The first of ``k`` is compared
     with the plain loops, each of the others with the first. Sides take turns, ``repeats`` of them, of ``iterations``
-    steps each. The loaders read ``photographs`` made here, in a run of the loader over all of them a turn, unless ``files``
-    has a root. ``batches`` are the images of a pass of offload.
+    steps each. The loaders read ``photographs`` made here, in a run of the loader over all of them a turn, unless
+    ``files`` has a root. ``batches`` are the images of a pass of offload.
     """
 
     what: str

@@ -61,8 +61,8 @@ class Turn:
         if self.error is not None:
             raise self.error
 
-    def stop(self) -> None:
-        """End a batch where it is."""
+    def end(self) -> None:
+        """End the thread, of a batch that is done or where it is."""
         self._stop = True
         self._go.release()
         self._thread.join()
@@ -112,6 +112,5 @@ def run(model: nn.Module, batches: Sequence[Tensor], bring: Any) -> list[Any]:
                     turn.go()
     finally:
         for turn in turns:
-            if not turn.done:
-                turn.stop()
+            turn.end()
     return [turn.output for turn in turns]

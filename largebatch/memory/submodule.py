@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from typing import Any
@@ -20,14 +20,11 @@ from largebatch.memory.statistics import Statistics
 from largebatch.memory.transport import Slot, Transport
 from largebatch.memory.watch import Watch
 
-# The model that runs, the group used before, and the one in use: a group may be used at several places of a pass.
-Place = tuple[str, Group | None, Group | None]
-
 
 class Submodules:
     """Weights on the device only while their group computes.
 
-    What follows what is learned from the first pass. From then on the next group is on its way while one computes;
+    The order is learned from each model's first pass. From then on the next group is on its way while one computes;
     where a pass departs from that, weights are waited for, which is slower and as right.
     """
 
@@ -46,11 +43,11 @@ class Submodules:
         self._slots: list[Slot] = []
         self._views: dict[tuple[Group, Slot], list[Tensor]] = {}
         self._where: dict[Group, Slot] = {}  # also groups that are on their way
-        self._model = ""
-        self._before: Group | None = None
         self._current: Group | None = None
-        self._next: dict[Place, Group] = {}
-        self._traced: set[str] = set()
+        self._orders: dict[str, list[Group]] = {}  # of each model's first pass
+        self._model: str | None = None  # that runs; None where a model's modules are called without it
+        self._trace: list[Group] = []
+        self._position = 0  # in the order: what should come next
         self._watch: Watch | None = None
         self._warned = False
 
@@ -102,8 +99,9 @@ class Submodules:
     def _begin(self, name: str) -> None:
         self._stop_watching()
         self._give_back()  # what an interrupted pass has left
-        self._model, self._before = name, None
-        if name not in self._traced and self._groups:
+        self._model, self._position = name, 0
+        if name not in self._orders and self._groups:
+            self._trace = []
             self._watch = Watch(self._models, self._groups, [slot.memory for slot in self._slots])
             self._watch.begin(name)
 
@@ -114,16 +112,19 @@ class Submodules:
 
     def _finish(self) -> None:
         self._stop_watching()
-        self._traced.add(self._model)
+        assert self._model is not None
+        self._orders.setdefault(self._model, self._trace)
         self._give_back()
-        self._before = None
+        self._position = 0
         self._fetch_next()
+        self._model = None
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         """Clean up also after an exception."""
         if lockstep.current() is None:
             self._stop_watching()
             self._give_back()
+            self._model = None
 
     def _stop_watching(self) -> None:
         if self._watch is not None:
@@ -148,32 +149,42 @@ class Submodules:
 
     def _need(self, group: Group) -> None:
         """Have a group on the device, and the next one on its way."""
-        before = self._current
         self._give_back()
-        self._learn((self._model, self._before, before), group)
+        if self._watch is not None:
+            self._trace.append(group)
+        elif order := self._order():
+            self._follow(order, group)
         slot = self._where.get(group) or self._upload(group)
         self._transport.wait(slot)
-        self._before, self._current = before, group
+        self._current = group
         group.point(self._views[group, slot])
         self._fetch_next()
 
-    def _learn(self, place: Place, group: Group) -> None:
-        expected = self._next.get(place)
-        if expected is not group and (expected is not None or self._model in self._traced):
+    def _order(self) -> list[Group]:
+        return [] if self._model is None else self._orders.get(self._model, [])
+
+    def _follow(self, order: Sequence[Group], group: Group) -> None:
+        """Find the place in the order after a group, which should be the next one."""
+        if self._position == len(order) or order[self._position] is not group:
             self._statistics.departures += 1
-            if not self._warned:
-                self._warned = True
-                warnings.warn(
-                    f"The model takes another way through its layers than on the first batch: {group.names[0]} comes "
-                    "unexpected. Its weights are waited for: results are right, but slower.",
-                    stacklevel=2,
-                )
-        self._next[place] = group
+            self._warn(group)
+            places = [place for place, one in enumerate(order) if one is group]
+            self._position = next((place for place in places if place > self._position), (places or [-1])[0])
+        self._position += 1
+
+    def _warn(self, group: Group) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"The model takes another way through its layers than on the first batch: {group.names[0]} comes "
+                "unexpected. Its weights are waited for: results are right, but slower.",
+                stacklevel=2,
+            )
 
     def _fetch_next(self) -> None:
-        following = self._next.get((self._model, self._before, self._current))
-        if self._prefetch and following is not None and following not in self._where:
-            self._upload(following)
+        order = self._order()
+        if self._prefetch and order and order[self._position % len(order)] not in self._where:
+            self._upload(order[self._position % len(order)])
 
     def _upload(self, group: Group) -> Slot:
         slot = self._free_slot()
@@ -206,7 +217,7 @@ class Submodules:
             return
         name = next(name for name, one in self._models.items() if one is model)
         remaining = iter(batches)
-        if name not in self._traced:
+        if name not in self._orders:
             yield from (model(batch) for batch in islice(remaining, 1))
         while some := list(islice(remaining, together)):
             self._begin(name)

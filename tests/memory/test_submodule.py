@@ -135,6 +135,37 @@ def test_tied_weights_stay_tied_and_come_for_both_uses(recorder):
     assert statistics.weight_bytes == 768 + 256 + 1280  # 10·16 and 10 floats, 16·16 and 16, in steps of 256 bytes
 
 
+class Again(nn.Module):
+    """Two layers that come twice in a pass, and before another one each time."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.third, self.fourth = (nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, hidden):
+        return self.fourth(self.second(self.first(self.third(self.second(self.first(hidden))))))
+
+
+def test_what_comes_next_depends_on_the_place_in_the_pass(recorder):
+    model, batch = Again().eval(), torch.randn(2, 16)
+    with offload(model, "cpu", groups="leaf", transport=recorder) as statistics:
+        for _ in range(3):
+            model(batch)
+    assert statistics.departures == 0
+    assert statistics.uploads == 3 * 6 + 1
+
+
+def test_modules_that_are_called_without_the_model_are_no_departure(recorder):
+    model, batch = Chain().eval(), torch.randn(2, 16)
+    with torch.no_grad():
+        expected = model.layers[3](batch)
+    with offload(model, "cpu", groups="leaf", transport=recorder) as statistics:
+        for _ in range(2):
+            assert torch.equal(model.layers[3](batch), expected)
+            model(batch)
+    assert statistics.departures == 0
+
+
 def test_two_parameters_over_one_storage_share_it_afterwards():
     model = Strange().eval()
     with offload(model, "cpu"):
@@ -288,7 +319,7 @@ def test_the_host_has_no_second_copy():
 
 @pytest.mark.parametrize("together", [1, 2, 3])
 def test_batches_share_an_upload(together, transport):
-    model = Chain().eval()
+    model, threads = Chain().eval(), threading.enumerate()
     batches = [torch.randn(2, 16) for _ in range(6)]
     with offload(model, transport.device, mode="none"):
         expected = list(each(model, batches, together))
@@ -298,7 +329,7 @@ def test_batches_share_an_upload(together, transport):
     loads = {1: 6, 2: 1 + 3, 3: 1 + 2}[together]  # the first batch goes alone
     assert statistics.uploads == 4 * loads + 1
     assert statistics.passes == 6
-    assert not [thread for thread in threading.enumerate() if thread is not threading.main_thread()]
+    assert threading.enumerate() == threads
 
 
 def test_batches_that_part_ways_are_right():
@@ -331,13 +362,14 @@ def test_one_of_several_batches_fails(kind, recorder):
             raise kind("not a number")
 
     model = Chain(between=fail).eval()
+    threads = threading.enumerate()
     before, good, bad = facts(model), torch.randn(2, 16), torch.full((2, 16), torch.nan)
     with torch.no_grad():
         expected = model(good)
     with offload(model, "cpu", groups="leaf", transport=recorder):
         with pytest.raises(kind, match="not a number"):
             list(each(model, [good, good, bad, good], 3))
-        assert threading.active_count() == 1
+        assert threading.enumerate() == threads
         assert all(torch.equal(output, expected) for output in each(model, [good] * 3, 2))
     assert facts(model) == before
 
