@@ -541,11 +541,11 @@ class Config:
 
     def experiment_hash(self, precision: str) -> str:
         """Hash of :meth:`experiment`: equal for runs that belong in one mean ± std."""
-        return _digest(self.experiment(precision))
+        return digest(self.experiment(precision))
 
     def run_hash(self, precision: str) -> str:
         """Hash of the experiment and the seed: one run."""
-        return _digest({**self.experiment(precision), "seed": self.seed})
+        return digest({**self.experiment(precision), "seed": self.seed})
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Config:
@@ -650,6 +650,7 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def _digest(values: Mapping[str, Any]) -> str:
+def digest(values: Mapping[str, Any]) -> str:
+    """Return the hash of plain values: of what JSON keeps of them."""
     text = json.dumps(_plain(dict(values)), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from largebatch.config import digest
 from largebatch.record import read_provenance
 
 SEEDS = 5
@@ -58,7 +59,8 @@ def write(directory: Path, number: int, epochs: int, blocks: list[str]) -> None:
     origin = copy.deepcopy(read_provenance(TEMPLATE) or {})
     k, seed = 4 * (1 + number // SEEDS), number % SEEDS
     origin["experiment"] |= {"k": k, "epochs": epochs}
-    origin |= {"seed": seed, "experiment_hash": f"experiment-{k}", "run_hash": f"run-{k}-{seed}"}
+    experiment = origin["experiment"]
+    origin |= {"seed": seed, "experiment_hash": digest(experiment), "run_hash": digest({**experiment, "seed": seed})}
     lines = len(blocks[0].splitlines())
     ends = [epoch_line(epoch, epochs, 10 * lines * epoch, noise) for epoch in range(1, epochs + 1)]
     final = median(line["val_error"] for line in ends[-5:])

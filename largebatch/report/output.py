@@ -31,9 +31,14 @@ def check_output(path: Path, suffixes: tuple[str, ...]) -> None:
             f"out={path} is no kind of file that this command writes: end it in {' or '.join(suffixes)}."
             f"{nearest(suffix, suffixes) if suffix else ''}"
         )
-    if path.is_dir():
+    try:
+        directory = path.is_dir()
+        foreign = path.is_file() and SIGNED[suffix] not in path.read_bytes()
+    except OSError as error:  # we may not read it, or no file can have such a name
+        raise UserError(f"out={path} cannot be used: {error.strerror}. Give another name.") from None
+    if directory:
         raise UserError(f"out={path} is a directory: give the name of a file.")
-    if path.exists() and SIGNED[suffix] not in path.read_bytes():
+    if foreign:
         raise UserError(
             f"out={path} exists and was not written by largebatch: move it out of the way, or give another name."
         )

@@ -9,15 +9,14 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from largebatch.config import UserError
-from largebatch.record import REPLACED, SCHEMA, holds_run, read_metrics
+from largebatch.config import UserError, digest
+from largebatch.record import REPLACED, SCHEMA, holds_run
 from largebatch.stats import final_error
 
 Columns = Mapping[str, NDArray[np.float64]]
@@ -108,11 +107,6 @@ class Run:
         """Training images in a second: median over the epochs."""
         return statistics.median(self.epochs["images_per_second"].tolist()) if self.epochs_done else None
 
-    @cached_property
-    def iterations(self) -> Columns:
-        """A column for every figure of the iteration lines; none in a compact record. Read when first asked for."""
-        return _columns(read_metrics(self.directory, "iteration"))
-
 
 def find(patterns: Iterable[str], key: str = "runs") -> list[Path]:
     """Return the directories of all runs that are named by directories and globs, and of those below them.
@@ -182,12 +176,8 @@ def load(directory: Path) -> Run:
     for name, values in (("provenance.json", provenance), ("summary.json", summary)):
         if values.get("schema", SCHEMA) != SCHEMA:
             raise Corrupt(f"{name} is of schema {values['schema']}, this program reads {SCHEMA}")
-    missing = [key for key in ("experiment", "experiment_hash", "run_hash", "seed") if key not in provenance]
-    if not missing:
-        settings = flat({"experiment": provenance["experiment"]})
-        missing = [f"experiment.{key}" for key in NEEDED if f"experiment.{key}" not in settings]
-    if missing or "status" not in summary:
-        raise Corrupt(f"provenance.json has no {missing[0]}" if missing else "summary.json has no status")
+    _check_origin(provenance)
+    _check_numbers(summary)
     try:
         lines, cut_short = epoch_lines(directory / "metrics.jsonl")
         starts = directory / "starts.jsonl"
@@ -209,6 +199,31 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Corrupt(f"{path.name} is not a JSON object")
     return values
+
+
+def _check_origin(provenance: Mapping[str, Any]) -> None:
+    """Refuse a provenance that lacks what reports read, or whose experiment is not the one that was recorded."""
+    missing = [key for key in ("experiment", "experiment_hash", "run_hash", "seed") if key not in provenance]
+    if not missing:
+        settings = flat({"experiment": provenance["experiment"]})
+        missing = [f"experiment.{key}" for key in NEEDED if f"experiment.{key}" not in settings]
+    if missing:
+        raise Corrupt(f"provenance.json has no {missing[0]}")
+    experiment = provenance["experiment"]
+    hashes = digest(experiment), digest({**experiment, "seed": provenance["seed"]})
+    if hashes != (provenance["experiment_hash"], provenance["run_hash"]):
+        raise Corrupt("provenance.json was edited: its experiment and seed do not have its hashes")
+    if not isinstance(provenance.get("devices", []), list):
+        raise Corrupt("provenance.json has no list of devices")
+
+
+def _check_numbers(summary: Mapping[str, Any]) -> None:
+    """Refuse a summary without a status, or with something else where reports read a number."""
+    if "status" not in summary:
+        raise Corrupt("summary.json has no status")
+    for name in ("final_error", "seconds"):
+        if not isinstance(summary.get(name), int | float | None):
+            raise Corrupt(f"summary.json says {name} {summary[name]}, not a number")
 
 
 def _check(run: Run) -> None:
@@ -282,4 +297,10 @@ def _columns(lines: Sequence[Mapping[str, Any]]) -> Columns:
     for line in lines:
         names |= dict.fromkeys(line)
     names.pop("kind", None)
-    return {name: np.array([line.get(name) for line in lines], dtype=np.float64) for name in names}
+    columns = {}
+    for name in names:
+        try:
+            columns[name] = np.array([line.get(name) for line in lines], dtype=np.float64)
+        except (TypeError, ValueError):
+            raise Corrupt(f"metrics.jsonl has a value of {name} that is not a number") from None
+    return columns

@@ -24,7 +24,6 @@ def test_a_compact_record_says_the_same_with_fewer_lines(record, tmp_path):
         name: column.tolist() for name, column in before.epochs.items() if name != "val_loss"
     }
     assert after.resumed
-    assert not after.iterations["epoch"].size
     lines = (whole / "metrics.jsonl").read_text().splitlines()
     kept = [line for line in lines if json.loads(line)["kind"] == "epoch"]
     assert (target / "metrics.jsonl").read_text().splitlines() == kept
@@ -36,6 +35,20 @@ def test_it_can_be_made_again_and_of_itself(record, tmp_path):
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     assert compact(load(whole), tmp_path / "records") == compact(load(target), tmp_path / "records") == target
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_one_whose_writing_was_cut_short_is_written_anew(record, tmp_path):
+    target = compact(load(record()), tmp_path / "records")
+    before = (target / "metrics.jsonl").read_bytes()
+    (target / "metrics.jsonl").unlink()
+    assert compact(load(tmp_path / "runs" / target.name), tmp_path / "records") == target
+    assert (target / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_place_that_cannot_be_written_is_named(record, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=rf"^out={tmp_path / 'file'} cannot be written: "):
+        compact(load(record()), tmp_path / "file")
 
 
 def test_it_replaces_no_other_run_and_no_whole_one(record, tmp_path):

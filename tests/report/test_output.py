@@ -49,6 +49,11 @@ def test_what_cannot_be_written_is_refused(tmp_path, name, words):
         check_output(tmp_path / name, FIGURES)
 
 
+def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be used: File name too long\. Give another name"):
+        check_output(tmp_path / f"{'x' * 300}.svg", FIGURES)
+
+
 def test_a_directory_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"out=.*figure.svg cannot be written"):

@@ -29,9 +29,6 @@ def test_epochs_are_found_among_any_number_of_iteration_lines(record, logged):
     run = load(record([60.0, 50.0, 40.0, 30.0, 20.0, 10.0], logged=logged))
     assert run.epochs["epoch"].tolist() == [1, 2, 3, 4, 5, 6]
     assert run.epochs["val_error"].tolist() == [60, 50, 40, 30, 20, 10]
-    assert len(run.iterations["epoch"]) == 6 * logged
-    if logged:
-        assert run.iterations["loss"].tolist() == [2.5] * 6 * logged
 
 
 def test_epochs_of_very_different_lengths_are_found(record):
@@ -77,6 +74,11 @@ def without_an_epoch(directory):
     (directory / "metrics.jsonl").write_text("".join(lines[:2] + lines[3:]))
 
 
+def with_a_word_for_a_number(directory):
+    text = (directory / "metrics.jsonl").read_text()
+    (directory / "metrics.jsonl").write_text(text.replace('"iteration": 10,', '"iteration": "ten",'))
+
+
 def with_a_torn_epoch(directory):
     lines = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
     lines[1] = lines[1][:40] + "\n"
@@ -94,13 +96,25 @@ def with_a_torn_epoch(directory):
         (edit("provenance.json", lambda v: v.pop("seed")), "provenance.json has no seed"),
         (edit("provenance.json", lambda v: v["experiment"].pop("lr")), "provenance.json has no experiment.lr.base"),
         (edit("provenance.json", lambda v: v.update(experiment=3)), "provenance.json has no experiment.k"),
+        (
+            edit("provenance.json", lambda v: v["experiment"].update(k="8")),
+            "provenance.json was edited: its experiment and seed do not have its hashes",
+        ),
+        (
+            edit("provenance.json", lambda v: v.update(seed="one")),
+            "provenance.json was edited: its experiment and seed do not have its hashes",
+        ),
+        (edit("provenance.json", lambda v: v.update(devices=None)), "provenance.json has no list of devices"),
         (edit("summary.json", lambda v: v.pop("status")), "summary.json has no status"),
+        (edit("summary.json", lambda v: v.update(final_error="x")), "summary.json says final_error x, not a number"),
+        (edit("summary.json", lambda v: v.update(seconds="x")), "summary.json says seconds x, not a number"),
         (edit("summary.json", lambda v: v.update(schema=2)), "summary.json is of schema 2, this program reads 1"),
         (
             edit("summary.json", lambda v: v.update(final_error=9.0)),
             "summary.json says final_error 9.0, and .* say 10.0",
         ),
         (without_an_epoch, "metrics.jsonl has epoch 4 where 3 should be"),
+        (with_a_word_for_a_number, "metrics.jsonl has a value of iteration that is not a number"),
         (with_a_torn_epoch, "the line of epoch 2 in metrics.jsonl is not JSON"),
     ],
 )
