@@ -78,9 +78,9 @@ class Models:
         self._statistics.passes += 1
 
     def _need(self, group: Group) -> None:
-        if self._current is not None:
-            self._next[self._current] = group
-        self._current = group
+        before, self._current = self._current, None  # until the weights are there
+        if before is not None:
+            self._next[before] = group
         if group not in self._slots:
             self._make_room(group.size)
             self._upload(group)
@@ -88,6 +88,7 @@ class Models:
         self._transport.wait(slot)
         with torch.inference_mode(False):
             group.point(group.views(slot.memory))
+        self._current = group
         following = self._next.get(group)
         if not self._prefetch or following is None or following in self._slots:
             return

@@ -97,8 +97,7 @@ class Submodules:
         return begin
 
     def _begin(self, name: str) -> None:
-        self._stop_watching()
-        self._give_back()  # what an interrupted pass has left
+        self._clean_up()  # hooks that come last are not called after KeyboardInterrupt
         self._model, self._position = name, 0
         if name not in self._orders and self._groups:
             self._trace = []
@@ -120,11 +119,14 @@ class Submodules:
         self._model = None
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        """Clean up also after an exception."""
         if lockstep.current() is None:
-            self._stop_watching()
-            self._give_back()
-            self._model = None
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        """Leave nothing of a pass behind, also after an exception."""
+        self._stop_watching()
+        self._give_back()
+        self._model = None
 
     def _stop_watching(self) -> None:
         if self._watch is not None:
@@ -164,12 +166,15 @@ class Submodules:
         return [] if self._model is None else self._orders.get(self._model, [])
 
     def _follow(self, order: Sequence[Group], group: Group) -> None:
-        """Find the place in the order after a group, which should be the next one."""
-        if self._position == len(order) or order[self._position] is not group:
+        """Find the place in the order after a group, which should be the next one.
+
+        After a departure that is its next place, else its first one; an unknown group takes the place of another.
+        """
+        if self._position >= len(order) or order[self._position] is not group:
             self._statistics.departures += 1
             self._warn(group)
-            places = [place for place, one in enumerate(order) if one is group]
-            self._position = next((place for place in places if place > self._position), (places or [-1])[0])
+            places = [place for place, one in enumerate(order) if one is group] or [self._position]
+            self._position = next((place for place in places if place > self._position), places[0])
         self._position += 1
 
     def _warn(self, group: Group) -> None:
@@ -221,8 +226,11 @@ class Submodules:
             yield from (model(batch) for batch in islice(remaining, 1))
         while some := list(islice(remaining, together)):
             self._begin(name)
-            outputs = lockstep.run(model, some, self._need)
-            self._finish()
+            try:
+                outputs = lockstep.run(model, some, self._need)
+                self._finish()
+            finally:
+                self._clean_up()
             yield from outputs
 
 

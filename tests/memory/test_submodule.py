@@ -202,6 +202,19 @@ def test_another_way_than_on_the_first_batch_is_right_and_warns_once(transport):
     assert statistics.departures > 1
 
 
+def test_a_branch_that_was_not_seen_takes_the_place_of_the_other(recorder):
+    model = Branch().eval()
+    with torch.no_grad():
+        model.first.weight.copy_(torch.eye(16)), model.first.bias.zero_()
+    with offload(model, "cpu", groups="leaf", transport=recorder) as statistics:
+        model(torch.ones(2, 16))
+        with pytest.warns(UserWarning, match="right comes unexpected"):
+            model(-torch.ones(2, 16))
+    assert statistics.departures == 1  # what follows is expected again
+    # Twice three, the left branch for nothing, and the first layer of a third pass.
+    assert statistics.uploads == 3 + 1 + 3 + 1
+
+
 def test_state_dict_shows_the_hosts_copy_at_any_time():
     seen = []
     model = Chain().eval()
@@ -274,6 +287,28 @@ def test_a_copy_that_fails_leaves_the_model_as_it_was():
             assert len(outputs) == 2
             assert all(torch.equal(output, expected) for output in outputs)
         assert facts(model) == before
+
+
+class NoMorePins(CpuTransport):
+    """Host memory that may be pinned is limited."""
+
+    left = 2
+
+    def pin(self, memory):
+        self.left -= 1
+        if self.left < 0:
+            raise OSError("no more pinned memory")
+
+
+@pytest.mark.parametrize("mode", ["submodule", "model"])
+def test_a_start_that_fails_leaves_the_model_as_it_was(mode):
+    models = {str(number): Chain().eval() for number in range(3)}
+    before = [facts(model) for model in models.values()]
+    with pytest.raises(OSError, match="no more"), offload(models, "cpu", mode=mode, transport=NoMorePins()):
+        pass
+    assert [facts(model) for model in models.values()] == before
+    with offload(models, "cpu", mode=mode):
+        pass
 
 
 def test_slow_copies_make_it_slow_and_nothing_else():

@@ -122,11 +122,12 @@ def test_a_copy_that_fails_is_made_again_when_it_is_needed():
     first, second = models.values()
     for number in (1, 2):
         transport = Recorder(CpuTransport(), lazy=True, fail_at=number)
-        with offload(models, "cpu", mode="model", transport=transport):
+        with offload(models, "cpu", mode="model", transport=transport) as statistics:
             with pytest.raises(OSError, match="the bus is broken"):
                 first(batch)
             assert torch.equal(first(batch), expected[0])
             assert torch.equal(second(batch), expected[1])
+            assert statistics.uploads == 2
 
 
 class Encoder(nn.Module):
