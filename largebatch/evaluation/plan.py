@@ -18,7 +18,7 @@ def plan(session: Session) -> dict[str, Any]:
     Returns:
         ``plans``, a mapping a mode: ``mode``, ``peak_bytes`` (of weights on the device), ``moved_bytes``,
         ``copy_seconds`` (on the bus), ``seconds`` (with computing where that is known, beside which copies go on) and
-        ``fits`` (the budget); ``choice``, the fastest that fits, or null; ``bytes_per_second`` and
+        ``fits`` (the budget); ``choice``, the one to take, or null where none fits; ``bytes_per_second`` and
         ``seconds_per_copy`` of the bus; ``compute_seconds``, null where no earlier evaluation tells; ``budget``,
         ``networks``, ``batches``.
     """
@@ -82,7 +82,7 @@ def plan_as_text(facts: Mapping[str, Any]) -> str:
         notes.append(f"Nothing fits budget={budget}: the least is {least}, offload=submodule.")
     else:
         within = "" if budget is None else f" within {size(budget)}"
-        notes.append(f"Choose offload={facts['choice']}: the fastest{within}.")
+        notes.append(f"Choose offload={facts['choice']}{within}.")
     return "\n".join([*table, "", *notes])
 
 

@@ -49,7 +49,8 @@ def test_the_fastest_that_fits_is_chosen(monkeypatch, runs, facts, call):
     monkeypatch.setattr(plan, "_computing", lambda session: 1.0)  # beside which a network's copy disappears
     whole, parts, turns = (one["peak_bytes"] for one in facts("runs=runs/seed*", "plan=true")["plans"])
     assert parts < turns < whole
-    for budget, choice in ((None, "none"), (whole, "none"), (turns, "model"), (parts, "submodule"), (parts - 1, None)):
+    assert facts("run=runs/seed0", "plan=true")["choice"] == "none"
+    for budget, choice in ((None, "none"), (turns, "model"), (parts, "submodule"), (parts - 1, None)):
         asked = [] if budget is None else [f"budget={budget}"]
         assert facts("runs=runs/seed*", "plan=true", *asked)["choice"] == choice
     assert (

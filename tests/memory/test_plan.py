@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -35,13 +37,15 @@ def test_models_compute_while_the_next_one_comes():
     assert plan_models([100, 200, 100], BUS, 4.0, 150) == Plan("model", 200, 400, 5.5, 9.5, fits=False)
 
 
-def test_the_fastest_that_fits_is_chosen():
-    none = Plan("none", 300, 0, 0.0, 1.0, fits=False)
-    model = Plan("model", 200, 0, 0.0, 2.0, fits=True)
-    submodule = Plan("submodule", 100, 0, 0.0, 2.0, fits=True)
-    assert choose([none, model]) is model
-    assert choose([none, model, submodule]) is submodule  # as fast, and smaller
-    assert choose([none]) is None
+def test_the_fastest_that_fits_is_chosen_and_of_about_equal_ones_the_plainest():
+    none = Plan("none", 300, 300, 0.0, 10.4, fits=True)
+    model = Plan("model", 200, 300, 0.0, 10.2, fits=True)
+    submodule = Plan("submodule", 100, 900, 0.0, 10.0, fits=True)
+    fast = Plan("submodule", 100, 900, 0.0, 9.0, fits=True)
+    assert choose([none, submodule, model]) is none
+    assert choose([replace(none, fits=False), submodule, model]) is model
+    assert choose([none, fast, model]) is fast
+    assert choose([replace(none, fits=False)]) is None
 
 
 @pytest.mark.parametrize("budget", [None, 150_000])
