@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from largebatch.cli import main, run
-from largebatch.commands.run_sweep import put_away, run_task
+from largebatch.commands.run_sweep import _outcome_of_process, put_away, run_task
 from largebatch.commands.sweep import VERBS
 from largebatch.config import UserError
 from largebatch.lock import Holder
@@ -96,7 +97,7 @@ def test_cancelling_what_does_not_run(tasks, capsys):
 @pytest.mark.parametrize(
     ("error", "status", "words"),
     [
-        (PermissionError, 2, f"sweep is being run by another user, in process {os.getpid()}: ask them."),
+        (PermissionError, 2, "sweep is being run by another user, in process 7: ask them."),
         (ProcessLookupError, 0, "Asked to write checkpoints and end."),  # it has ended by itself meanwhile
     ],
 )
@@ -104,7 +105,7 @@ def test_cancelling_what_cannot_be_signalled(tasks, monkeypatch, capsys, error, 
     def refuse(process, number):
         raise error
 
-    monkeypatch.setattr("largebatch.commands.sweep.holder", lambda _: Holder(socket.gethostname(), os.getpid()))
+    monkeypatch.setattr("largebatch.commands.sweep.holder", lambda _: Holder(socket.gethostname(), 7))
     monkeypatch.setattr(os, "kill", refuse)
     monkeypatch.setattr(sys, "argv", ["largebatch", "sweep", "cancel", "sweep"])
     with pytest.raises(SystemExit) as ended:
@@ -144,6 +145,12 @@ def test_how_a_task_ended_is_left_in_the_sweep(tasks, monkeypatch):
     with pytest.raises(UserError, match="no such thing here"):
         run_task(SWEEP, tasks[0])
     assert read_outcome(SWEEP, 0) == {"state": "failed", "reason": "no such thing here."}
+
+
+@pytest.mark.parametrize(("number", "status"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGINT", 130)])
+def test_a_task_that_a_signal_ended_before_it_could_heed_it_is_interrupted(tasks, number, status):
+    assert _outcome_of_process(SWEEP, tasks[0], -signal.Signals[number]).status == status
+    assert read_outcome(SWEEP, 0) == {"state": "interrupted", "reason": ""}
 
 
 def test_a_rank_that_is_not_the_first_leaves_no_word(tasks, monkeypatch):
