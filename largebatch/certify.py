@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from largebatch.config import PITFALLS, CertifyConfig, Config, DatasetConfig, PitfallConfig, UserError, divisors
 from largebatch.data import sets
+from largebatch.data.layouts import open_splits
 from largebatch.data.source import Batch, Source
 from largebatch.definition import Definition, State
 from largebatch.evaluate import evaluate, shard
@@ -144,7 +145,7 @@ def make_plan(config: Config, placement: Placement, asked: CertifyConfig) -> Pla
             f"dataset={config.dataset.name} was not found: synthetic images of {dataset.channels}×{dataset.height}×"
             f"{dataset.width} instead"
         )
-    train_images = dataset.train_images or len(sets.list_folders(dataset)[0].paths)
+    train_images = dataset.train_images or len(open_splits(dataset).train)
     config.check_size(train_images)
     per_epoch = train_images // config.minibatch
     warmup, decay = iterations // 2, iterations - max(1, iterations // 3)

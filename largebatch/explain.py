@@ -7,6 +7,7 @@ from typing import Any
 from largebatch.batchnorm import batchnorms
 from largebatch.config import PITFALLS, Config, UserError
 from largebatch.data import sets
+from largebatch.data.layouts import open_splits
 from largebatch.models import initialise, is_stochastic
 from largebatch.models.build import build_on_meta
 from largebatch.optim import decay_groups
@@ -106,12 +107,12 @@ def _sizes(config: Config) -> tuple[int, int, int]:
     if dataset.train_images and dataset.val_images and dataset.classes:
         return dataset.train_images, dataset.val_images, dataset.classes
     try:
-        train, val = sets.list_folders(dataset)
+        opened = open_splits(dataset)
     except UserError as error:
         raise UserError(
             f"{error} Without the images, give their numbers: dataset.train_images, val_images, classes."
         ) from None
-    return len(train.paths), len(val.paths), len(train.classes)
+    return len(opened.train), len(opened.val), len(opened.train.classes)
 
 
 def as_text(facts: dict[str, Any]) -> str:

@@ -1,9 +1,9 @@
-"""Where labelled images come from. Small sets are read whole, as uint8; folders are listed."""
+"""Small sets of labelled images, read whole as uint8, and where any set is."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from largebatch.config import DatasetConfig, UserError
+from largebatch.data.layouts import given_root, recognise
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 SYNTHETIC_IMAGES = 256
@@ -28,15 +29,6 @@ class ImageSet:
     labels: Tensor
 
 
-@dataclass(frozen=True)
-class FileSet:
-    """A split in class folders: one path and one label an image, ``classes`` in the order of the labels."""
-
-    paths: list[str]
-    labels: list[int]
-    classes: list[str]
-
-
 def in_memory(config: DatasetConfig) -> bool:
     """Whether the set is read whole."""
     return config.name not in ("imagenet", "imagefolder")
@@ -44,9 +36,8 @@ def in_memory(config: DatasetConfig) -> bool:
 
 def search_path(config: DatasetConfig) -> list[Path]:
     """Return the places where the set is looked for, first to last."""
-    places = [Path(config.root).expanduser()] if config.root else []
-    if not config.root and os.environ.get("LARGEBATCH_DATA"):
-        places.append(Path(os.environ["LARGEBATCH_DATA"]).expanduser())
+    given = given_root(config)
+    places = [given] if given else []
     if not config.root and config.name == "fashion_mnist":
         places.append(DEBIAN_FASHION)
     if not config.root and in_memory(config):
@@ -61,10 +52,10 @@ def locate(config: DatasetConfig) -> str:
     if config.name == "synthetic":
         return "made up on the device"
     for place in search_path(config):
-        if in_memory(config):
-            if _present(config, place):
-                return str(place)
-        elif (place / "train").is_dir() and (place / "val").is_dir():
+        if not in_memory(config):
+            with contextlib.suppress(UserError):
+                return str(recognise(place, config.name))
+        elif _present(config, place):
             return str(place)
     looked = ", ".join(map(str, search_path(config))) or "nowhere: dataset.root is not set"
     return f"not found ({looked})"
@@ -98,81 +89,6 @@ def load(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
                 f"{len(part.images)} images: check the files in {locate(config)}."
             )
     return train, val
-
-
-def list_folders(config: DatasetConfig) -> tuple[FileSet, FileSet]:
-    """List class folders below ``dataset.root``: (training, validation).
-
-    Raises:
-        UserError: no root, no train/ or val/, a class folder without images, classes that differ between the
-            two, or (``imagenet``) other than its 1000 synsets.
-    """
-    if not search_path(config):
-        raise UserError(
-            f"dataset={config.name} needs dataset.root (or $LARGEBATCH_DATA): a directory with train/ and val/, "
-            "each with one folder of images a class."
-        )
-    root = search_path(config)[0]
-    for split in ("train", "val"):
-        if not (root / split).is_dir():
-            raise UserError(
-                f"dataset={config.name}: no directory {root / split}. dataset.root must hold train/ and val/, each "
-                f"with one folder of images a class; {_holds(root)}."
-            )
-    train, val = _folder(root / "train"), _folder(root / "val")
-    if train.classes != val.classes:
-        only_train = sorted(set(train.classes) - set(val.classes))
-        only_val = sorted(set(val.classes) - set(train.classes))
-        raise UserError(
-            f"dataset={config.name}: {root}/train and {root}/val do not have the same class folders: "
-            f"{_some(only_train)} in train alone, {_some(only_val)} in val alone."
-        )
-    if config.name == "imagenet":
-        _check_synsets(root / "train", train.classes)
-    if config.classes not in (None, len(train.classes)):
-        raise UserError(f"dataset.classes={config.classes}, but {root}/train has {len(train.classes)} class folders.")
-    for split, files, expected in (("train", train, config.train_images), ("val", val, config.val_images)):
-        if expected not in (None, len(files.paths)):
-            raise UserError(
-                f"dataset.{split}_images={expected}, but {root / split} holds {len(files.paths)} images: complete the "
-                f"copy, or use dataset.{split}_images=null to take what is there."
-            )
-    return train, val
-
-
-def _check_synsets(root: Path, classes: list[str]) -> None:
-    from timm.data.imagenet_info import ImageNetInfo
-
-    synsets = set(ImageNetInfo("imagenet-1k").label_names())  # type: ignore[no-untyped-call]
-    if set(classes) != synsets:
-        raise UserError(
-            f"dataset=imagenet: {root} does not have ImageNet-1k's 1000 synsets, n01440764 … n15075141, as class "
-            f"folders: {_some(sorted(synsets - set(classes)))} lacking, {_some(sorted(set(classes) - synsets))} "
-            "unknown. For other images use dataset=imagefolder."
-        )
-
-
-def _folder(root: Path) -> FileSet:
-    from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
-
-    try:
-        classes, class_to_label = find_classes(str(root))
-        samples = make_dataset(str(root), class_to_label, extensions=IMG_EXTENSIONS)
-    except FileNotFoundError as error:
-        raise UserError(f"{root}: {error} Every class folder must hold at least one image.") from None
-    return FileSet([path for path, _ in samples], [label for _, label in samples], classes)
-
-
-def _holds(root: Path) -> str:
-    if not root.is_dir():
-        return f"{root} does not exist"
-    return f"{root} holds {_some(sorted(entry.name for entry in root.iterdir()))}"
-
-
-def _some(names: list[str], most: int = 4) -> str:
-    if not names:
-        return "none"
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _by(shape: tuple[int | None, ...] | torch.Size) -> str:

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from largebatch.config import DatasetConfig, LoaderConfig, UserError
 from largebatch.data import sets
+from largebatch.data.decode import DAMAGE, check_resized, decode
+from largebatch.data.files import Split
+from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
 
-_Sample = tuple[Tensor, int, str | None]
+_Problem = str | UserError | None  # a corrupt image, or what ends the run, as UserError cannot leave a loader process
+_Sample = tuple[Tensor, int, _Problem]
 
 # Pixels that are cut in one go: a small image's crop takes less time than the calls that make it.
 _CUT_BYTES = 2**20
 
 UNREADABLE = -100  # the label of a validation image that cannot be read: cross-entropy leaves it out
-# What Pillow's decoders raise on damaged files, and on absurd sizes.
-DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ def open_source(config: DatasetConfig, loader: LoaderConfig, seed: int, target: 
         cores: Processor cores of this process, one loader process each where no number is given.
 
     Raises:
-        UserError: see :func:`sets.load` and :func:`sets.list_folders`.
+        UserError: see :func:`sets.load` and :func:`layouts.open_splits`.
     """
     if sets.in_memory(config):
         return MemorySource(config, seed, target)
@@ -151,7 +155,7 @@ def _gathered(passes: Iterable[tuple[int, Tensor]], images: int) -> Iterator[tup
 
 
 class FolderSource:
-    """Class folders of JPEGs (or any images), decoded by loader processes; pixels stay uint8 until the device."""
+    """JPEGs (or any images) in any layout, decoded by loader processes; pixels stay uint8 until the device."""
 
     def __init__(self, config: DatasetConfig, seed: int, target: Target, workers: int, prefetch: int) -> None:
         if config.channels != 3:
@@ -162,12 +166,13 @@ class FolderSource:
                 f"dataset.resize={config.resize} is smaller than the crop of {config.height}×{config.width}, which "
                 f"would get black borders: use {largest} or more, or null for {largest}."
             )
-        train, val = sets.list_folders(config)
-        self._files = (train, val)
+        opened = open_splits(config)
+        _tell(opened.line)
+        self._files = (opened.train, opened.val)
         self._config, self._seed, self._target = config, seed, target
         self._workers, self._prefetch = workers, prefetch
-        self.train_images, self.val_images = len(train.paths), len(val.paths)
-        self.classes = len(train.classes)
+        self.train_images, self.val_images = len(opened.train), len(opened.val)
+        self.classes = len(opened.train.classes)
 
     def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
         """Yield augmented batches; see :class:`Source`."""
@@ -177,7 +182,7 @@ class FolderSource:
         """Yield validation batches; see :class:`Source`."""
         return self._load(self._files[1], ([(0, index) for index in batch] for batch in batches), False)
 
-    def _load(self, files: sets.FileSet, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
+    def _load(self, files: Split, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
         loader = DataLoader(
             _Files(files, self._config, self._seed, train),
             batch_sampler=batches,  # any iterable of index lists will do
@@ -188,6 +193,9 @@ class FolderSource:
             worker_init_fn=_leave_signals_to_the_run,
         )
         for pixels, labels, problems in _watched(loader):
+            for problem in problems:
+                if isinstance(problem, UserError):
+                    raise problem
             if problems and self._config.on_error == "stop":
                 raise UserError(
                     f"{problems[0]}. Mend or remove the file, or use dataset.on_error=skip: such images are counted, "
@@ -195,6 +203,12 @@ class FolderSource:
                 )
             images = self._target.images(pixels, self._config)
             yield Batch(images, labels.to(self._target.device, non_blocking=True), len(problems))
+
+
+@functools.cache  # once a process, however often its data are opened
+def _tell(line: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 def _leave_signals_to_the_run(worker: int) -> None:
@@ -208,7 +222,7 @@ def is_lost_loader(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
 
 
-def _watched(loader: DataLoader[_Sample]) -> Iterator[tuple[Tensor, Tensor, list[str]]]:
+def _watched(loader: DataLoader[_Sample]) -> Iterator[tuple[Tensor, Tensor, list[str | UserError]]]:
     """Iterate over a loader; a pipe that a killed loader process has left is a lost loader too."""
     try:
         yield from loader
@@ -222,7 +236,7 @@ def _watched(loader: DataLoader[_Sample]) -> Iterator[tuple[Tensor, Tensor, list
     raise RuntimeError(f"DataLoader worker has closed its pipe: {problem}.")
 
 
-def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, list[str]]:
+def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, list[str | UserError]]:
     pixels, labels, problems = zip(*samples, strict=True)
     return torch.stack(pixels), torch.tensor(labels), [problem for problem in problems if problem]
 
@@ -234,41 +248,50 @@ class _Files(Dataset[_Sample]):
     same one whoever decodes it. In validation it stays in its place, black and labelled ``UNREADABLE``.
     """
 
-    def __init__(self, files: sets.FileSet, config: DatasetConfig, seed: int, train: bool) -> None:
+    def __init__(self, files: Split, config: DatasetConfig, seed: int, train: bool) -> None:
         self._files, self._config, self._seed, self._train = files, config, seed, train
 
     def __getitem__(self, place: tuple[int, int]) -> _Sample:
         epoch, index = place
         pixels, problem = self._decode(epoch, index)
         if pixels is not None:
-            return pixels, self._files.labels[index], None
-        if self._train and self._config.on_error == "skip":
-            for step in range(1, len(self._files.paths)):
-                following = (index + step) % len(self._files.paths)
-                pixels, _ = self._decode(epoch, following)
+            return pixels, int(self._files.labels[index]), None
+        if self._train and self._config.on_error == "skip" and isinstance(problem, str):
+            for step in range(1, len(self._files)):
+                following = (index + step) % len(self._files)
+                pixels, another = self._decode(epoch, following)
                 if pixels is not None:
-                    return pixels, self._files.labels[following], problem
-            raise UserError(f"no image of this split can be read; the first problem: {problem}")
+                    return pixels, int(self._files.labels[following]), problem
+                if isinstance(another, UserError):
+                    break
+            else:
+                another = UserError(f"no image of this split can be read; the first problem: {problem}")
+            problem = another
         black = torch.zeros((3, self._config.height, self._config.width), dtype=torch.uint8)
         return black, UNREADABLE, problem
 
-    def _decode(self, epoch: int, index: int) -> tuple[Tensor | None, str | None]:
+    def _decode(self, epoch: int, index: int) -> tuple[Tensor | None, _Problem]:
         """Return the pixels, or what is wrong with the file."""
+        try:
+            return self._pixels(epoch, index), None
+        except UserError as error:
+            return None, error
+        except DAMAGE as error:
+            return None, f"corrupt image {self._files.where(index)}: {error}"
+
+    def _pixels(self, epoch: int, index: int) -> Tensor:
         from torchvision.transforms import functional
 
-        path = self._files.paths[index]
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")  # ImageNet holds greyscale, CMYK and PNG files among its .JPEGs
-        except DAMAGE as error:
-            return None, f"corrupt image {path}: {error}"
+        image = decode(self._files.read(index))
         config, size = self._config, [self._config.height, self._config.width]
         if self._train and config.crop == "resized":
             box, mirrored = draw_resized_crop(self._seed, epoch, index, image.width, image.height, config.flip)
             image = functional.resized_crop(image, *box, size)
             image = functional.hflip(image) if mirrored else image
         else:
-            image = functional.resize(image, [config.resize or max(size)])
+            shorter = config.resize or max(size)
+            check_resized(image.width, image.height, shorter)
+            image = functional.resize(image, [shorter])
             image = functional.center_crop(image, size)
         pixels: Tensor = functional.pil_to_tensor(image)
-        return pixels, None
+        return pixels

@@ -1,14 +1,11 @@
 import gzip
-import os
 import re
-import shutil
 import struct
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from images import make_tree
 
 from largebatch.config import UserError
 from largebatch.data import sets
@@ -180,72 +177,6 @@ def test_without_a_network_the_message_says_what_to_do(name, compose, monkeypatc
         str(caught.value),
     )
     assert sets.locate(config).startswith("not found (")
-
-
-# Class folders
-
-
-@pytest.fixture
-def tree(tmp_path):
-    return make_tree(tmp_path / "tree", train=3, val=1)
-
-
-@pytest.fixture
-def folder(compose, tree):
-    return compose("dataset=imagefolder", f"dataset.root={tree}").dataset
-
-
-def test_folders_are_listed_by_class(folder, tree):
-    train, val = sets.list_folders(folder)
-    assert train.classes == ["astronaut", "chelsea", "coffee", "motorcycle_left"]
-    assert train.labels == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
-    assert val.paths[2] == str(tree / "val" / "coffee" / "00000000.JPEG")
-    assert sets.locate(folder) == str(tree)
-
-
-def test_folders_that_cannot_be_a_set_are_refused(folder, tree, monkeypatch):
-    def refused(words, config=folder):
-        with pytest.raises(UserError, match=words):
-            sets.list_folders(config)
-
-    refused("needs dataset.root", replace(folder, root=None))
-    refused(r"no directory elsewhere/train\..*elsewhere does not exist", replace(folder, root="elsewhere"))
-    refused(r"dataset.train_images=13, but .*train holds 12 images", replace(folder, train_images=13))
-    refused(r"dataset.classes=5, but .*train has 4 class folders", replace(folder, classes=5))
-    refused(
-        r"does not have ImageNet-1k's 1000 synsets.*n01440764, .* and 996 more lacking",
-        replace(folder, name="imagenet"),
-    )
-    (tree / "train" / "empty").mkdir()
-    refused(r"tree/train: .*empty.*Every class folder must hold at least one image")
-    shutil.rmtree(tree / "train" / "empty")
-    (tree / "val" / "coffee").rename(tree / "val" / "tea")
-    refused("do not have the same class folders: coffee in train alone, tea in val alone")
-    shutil.rmtree(tree / "val")
-    refused(r"no directory .*tree/val\..*tree holds train\.")
-    monkeypatch.setenv("LARGEBATCH_DATA", str(tree))
-    refused(r"no directory .*tree/val\.", replace(folder, root=None))
-
-
-def test_imagenet_is_known_by_its_synsets(compose, tree, tmp_path):
-    from timm.data.imagenet_info import ImageNetInfo
-
-    image = tree / "val" / "coffee" / "00000000.JPEG"
-    for split in ("train", "val"):
-        for synset in ImageNetInfo("imagenet-1k").label_names():
-            (tmp_path / "imagenet" / split / synset).mkdir(parents=True)
-            os.link(image, tmp_path / "imagenet" / split / synset / "1.JPEG")
-    given = ("dataset=imagenet", f"dataset.root={tmp_path / 'imagenet'}")
-    small = compose(*given, "dataset.train_images=null", "dataset.val_images=null").dataset
-    train, val = sets.list_folders(small)
-    assert len(train.paths) == len(val.paths) == 1000
-    assert (train.classes[0], train.classes[-1]) == ("n01440764", "n15075141")
-    with pytest.raises(UserError, match=r"train_images=1281167, but .* holds 1000 images: complete the copy"):
-        sets.list_folders(compose(*given).dataset)
-    for split in ("train", "val"):  # a synset that ImageNet-1k does not have, though ImageNet does
-        (tmp_path / "imagenet" / split / "n01440764").rename(tmp_path / "imagenet" / split / "n00007846")
-    with pytest.raises(UserError, match="n01440764 lacking, n00007846 unknown"):
-        sets.list_folders(small)
 
 
 def test_synthetic_images_have_any_shape(compose):

@@ -31,7 +31,7 @@ def mistake(monkeypatch, capsys, tmp_path):
         out, err = capsys.readouterr()
         assert end.value.code == 2, err
         assert out == ""
-        (line,) = (line for line in err.splitlines() if not line.startswith("── "))  # but for a sweep's arm
+        (line,) = (line for line in err.splitlines() if not line.startswith(("── ", "dataset=")))  # an arm, a layout
         assert line.startswith("largebatch: ")
         assert not list(here.iterdir())
         return line.removeprefix("largebatch: ")
@@ -162,14 +162,15 @@ def folder_run(root: Path) -> list[str]:
 
 def test_image_folders_without_a_root(mistake):
     said = mistake("train", "dataset=imagefolder")
-    assert said.startswith("dataset=imagefolder needs dataset.root (or $LARGEBATCH_DATA): a directory with train/ and")
+    assert said.startswith(
+        "dataset=imagefolder needs dataset.root (or $LARGEBATCH_DATA): a directory with class folders"
+    )
 
 
 def test_a_root_that_is_not_there(mistake, tmp_path):
     root = tmp_path / "nowhere"
     said = mistake(*folder_run(root))
-    assert f"no directory {root}/train. dataset.root must hold train/ and val/" in said
-    assert said.endswith(f"{root} does not exist.")
+    assert f"no images in {root}; {root} does not exist. dataset.root must hold class folders (train/ and val/" in said
 
 
 def test_a_root_without_val(mistake, tmp_path):
@@ -195,7 +196,7 @@ def test_validation_classes_that_differ(mistake, tmp_path):
 def test_imagenet_that_is_something_else(mistake, tmp_path):
     root = photographs(tmp_path / "set", {"train/cat": 2, "val/cat": 1})
     said = mistake("train", "dataset=imagenet", f"dataset.root={root}", "model=resnet18", "k=1", "n=2")
-    assert "does not have ImageNet-1k's" in said
+    assert "do not have ImageNet-1k's" in said
     assert said.endswith("For other images use dataset=imagefolder.")
 
 

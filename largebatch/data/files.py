@@ -1,0 +1,259 @@
+"""Splits of encoded images, as arrays: class folders, and images that lie in archives or parquet files.
+
+ImageNet's 1.28 million images take about 60 MB, which loader processes share. A list of as many paths would be copied
+into each of them, page by page, as soon as Python counts references.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from largebatch.config import UserError
+from largebatch.data.tar import shown
+
+_MOST_OPEN = 128  # archives that a process keeps open: there may be thousands
+_CACHED_BYTES = 256 * 2**20  # of row groups in a process
+
+
+@dataclass(frozen=True)
+class Names:
+    """A list of names in two arrays: their bytes one after another, and where each ends (N,)."""
+
+    text: NDArray[np.uint8]
+    ends: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, names: Iterable[bytes]) -> Names:
+        """Make them of a list."""
+        kept = list(names)
+        return cls(
+            np.frombuffer(b"".join(kept), dtype=np.uint8),
+            np.cumsum(np.fromiter(map(len, kept), dtype=np.int64, count=len(kept)), dtype=np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self.ends[index - 1]) if index else 0
+        return os.fsdecode(self.text[start : int(self.ends[index])].tobytes())
+
+
+@dataclass(frozen=True)
+class Split(ABC):
+    """The images of one split, in the order (class, file name).
+
+    Attributes:
+        labels: int32 (N,).
+        names: N file names.
+        classes: Names of the classes, in the order of the labels.
+    """
+
+    labels: NDArray[np.int32]
+    names: Names
+    classes: list[str]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @abstractmethod
+    def read(self, index: int) -> bytes:
+        """Return an image's encoded bytes.
+
+        Raises:
+            OSError: it cannot be read.
+            UserError: what it lies in is not what was indexed.
+        """
+
+    @abstractmethod
+    def where(self, index: int) -> str:
+        """Say where an image lies, for people."""
+
+    @abstractmethod
+    def size(self, index: int) -> int:
+        """Return the number of an image's bytes."""
+
+
+@dataclass(frozen=True)
+class Folders(Split):
+    """Class folders below ``root``; a name is the path from there."""
+
+    root: str
+
+    def path(self, index: int) -> Path:
+        """Return an image's path."""
+        return Path(self.root, self.names[index])
+
+    def read(self, index: int) -> bytes:
+        """Read the file."""
+        return self.path(index).read_bytes()
+
+    def where(self, index: int) -> str:
+        """Return the path."""
+        return str(self.path(index))
+
+    def size(self, index: int) -> int:
+        """Ask the file system."""
+        return self.path(index).stat().st_size
+
+
+@dataclass(frozen=True)
+class Container:
+    """A file that holds images, as it was when it was indexed: path, bytes, and time of its last change in ns."""
+
+    path: str
+    bytes: int
+    changed: int
+
+    @classmethod
+    def at(cls, path: Path) -> Container:
+        """Look at a file."""
+        status = path.stat()
+        return cls(str(path), status.st_size, status.st_mtime_ns)
+
+    def check(self, status: os.stat_result) -> None:
+        """Raise :class:`UserError` unless the file still is what it was."""
+        if (status.st_size, status.st_mtime_ns) != (self.bytes, self.changed):
+            raise UserError(
+                f"{self.path} has changed since it was indexed ({self.bytes:,} bytes then, {status.st_size:,} now): "
+                "leave archives alone while they are read, and start again, which makes a new index."
+            )
+
+
+@dataclass(frozen=True)
+class Contained(Split):
+    """Images inside of ``containers``: in which one (N,), and where in it (N, 2)."""
+
+    containers: Sequence[Container]
+    files: NDArray[np.int32]
+    places: NDArray[np.int64]
+
+    def _container(self, index: int) -> Container:
+        return self.containers[int(self.files[index])]
+
+    def __post_init__(self) -> None:
+        count = len(self.labels)
+        assert len(self.names) == len(self.files) == count
+        assert self.places.shape == (count, 2)
+
+
+@dataclass(frozen=True)
+class Archived(Contained):
+    """Images in tar archives, read in place; ``places`` are (offset, size) in bytes."""
+
+    _opened: _Opened = field(default_factory=lambda: _Opened(), repr=False, compare=False)
+
+    def read(self, index: int) -> bytes:
+        """Read the bytes at their place; every process opens the archives for itself."""
+        offset, size = map(int, self.places[index])
+        descriptor = self._opened.descriptor(self._container(index))
+        data = os.pread(descriptor, size, offset)
+        while 0 < len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):
+            data += more
+        if len(data) < size:
+            self._container(index).check(os.fstat(descriptor))
+            raise OSError(f"{len(data):,} of {size:,} bytes could be read")
+        return data
+
+    def where(self, index: int) -> str:
+        """Return archive, member and offset."""
+        offset = int(self.places[index, 0])
+        return f"{shown(self.names[index])} in {self._container(index).path}, at byte {offset:,}"
+
+    def size(self, index: int) -> int:
+        """Look into the index."""
+        return int(self.places[index, 1])
+
+
+class _Opened:
+    """Descriptors of this process: a forked one would share its parent's, a spawned one would have none."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._descriptors: OrderedDict[str, int] = OrderedDict()
+
+    def descriptor(self, container: Container) -> int:
+        if self._process != os.getpid():
+            self.__init__()  # type: ignore[misc]
+        if container.path not in self._descriptors:
+            if len(self._descriptors) == _MOST_OPEN:
+                os.close(self._descriptors.popitem(last=False)[1])
+            descriptor = os.open(container.path, os.O_RDONLY | os.O_CLOEXEC)
+            container.check(os.fstat(descriptor))
+            self._descriptors[container.path] = descriptor
+        self._descriptors.move_to_end(container.path)
+        return self._descriptors[container.path]
+
+
+@dataclass(frozen=True)
+class Tabled(Contained):
+    """Images in parquet files; ``places`` are (row group, row in it).
+
+    Parquet gives a row group as a whole, so an image costs as much reading as about a hundred.
+    """
+
+    _cache: _RowGroups = field(default_factory=lambda: _RowGroups(), repr=False, compare=False)
+
+    def read(self, index: int) -> bytes:
+        """Read the row group, unless it is at hand."""
+        group, row = map(int, self.places[index])
+        value = self._cache.column(self._container(index), group)[row].as_py()
+        if not value:
+            raise OSError("there are no bytes in this row")
+        return bytes(value)
+
+    def where(self, index: int) -> str:
+        """Return file, row group and row."""
+        group, row = self.places[index]
+        return f"{shown(self.names[index])} in {self._container(index).path}, row {row} of row group {group}"
+
+    def size(self, index: int) -> int:
+        """Read the image."""
+        return len(self.read(index))
+
+
+class _RowGroups:
+    """The row groups that were used last, up to some bytes."""
+
+    def __init__(self) -> None:
+        self._process = os.getpid()
+        self._held: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._opened: OrderedDict[str, Any] = OrderedDict()
+        self._bytes = 0
+
+    def __reduce__(self) -> tuple[type[_RowGroups], tuple[()]]:
+        return _RowGroups, ()  # another process fills its own
+
+    def column(self, container: Container, group: int) -> Any:
+        if self._process != os.getpid():
+            self.__init__()  # type: ignore[misc]
+        key = (container.path, group)
+        if key not in self._held:
+            # Without threads of its own, which a forked process would not have.
+            table = self._file(container).read_row_group(group, columns=["image.bytes"], use_threads=False)
+            self._held[key] = table.column("image").combine_chunks().field("bytes")
+            self._bytes += self._held[key].nbytes
+            while self._bytes > _CACHED_BYTES and len(self._held) > 1:
+                self._bytes -= self._held.popitem(last=False)[1].nbytes
+        self._held.move_to_end(key)
+        return self._held[key]
+
+    def _file(self, container: Container) -> Any:
+        from pyarrow.parquet import ParquetFile
+
+        if container.path not in self._opened:
+            container.check(Path(container.path).stat())
+            if len(self._opened) == _MOST_OPEN:
+                self._opened.popitem(last=False)[1].close()
+            self._opened[container.path] = ParquetFile(container.path, pre_buffer=False)
+        self._opened.move_to_end(container.path)
+        return self._opened[container.path]

@@ -1,0 +1,104 @@
+"""What an index lists: the images of both splits, in one order whatever they lie in."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from largebatch.config import UserError
+from largebatch.data.files import Container, Names
+from largebatch.data.tar import shown
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+SPLITS = ("train", "val")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_LONGEST_NAME = 255  # bytes, as in a directory
+_LARGEST_LABEL = 2**20
+_SCANS = 16  # at once: over a network a scan mostly waits
+# Some copies of ImageNet repeat the synset, as in n01440764_10026_n01440764.JPEG.
+_REPEATED_SYNSET = re.compile(rb"_n\d{8}(?=\.[^.]*$)")
+
+
+def order_key(name: bytes) -> bytes:
+    """Return what an image is sorted by within its class."""
+    return _REPEATED_SYNSET.sub(b"", name)
+
+
+class Rows:
+    """Images as they are found, in any order."""
+
+    def __init__(self) -> None:
+        self.labels, self.files, self.places = array("i"), array("i"), array("q")
+        self.names: list[bytes] = []
+
+    def add(self, label: int, name: str, file: int, place: tuple[int, int]) -> None:
+        """Add an image: class, file name, number of its container, and where in it."""
+        encoded = name.rpartition("/")[2].encode(errors="surrogateescape")
+        if len(encoded) > _LONGEST_NAME:
+            raise UserError(f"'{shown(name)}' has a name of {len(encoded)} bytes: {_LONGEST_NAME} are allowed.")
+        if not 0 <= label < _LARGEST_LABEL:
+            raise UserError(f"'{shown(name)}' is of class {label}: classes are 0 … {_LARGEST_LABEL - 1:,}.")
+        self.labels.append(label)
+        self.files.append(file)
+        self.places.extend(place)
+        self.names.append(encoded)
+
+    def extend(self, other: Rows) -> None:
+        """Add all of another's images."""
+        self.labels.extend(other.labels)
+        self.files.extend(other.files)
+        self.places.extend(other.places)
+        self.names += other.names
+
+    def table(self) -> Table:
+        """Put the images into their order."""
+        labels, files = (np.frombuffer(values, dtype=np.int32) for values in (self.labels, self.files))
+        places = np.frombuffer(self.places, dtype=np.int64).reshape(-1, 2)
+        keys = np.array([order_key(name) for name in self.names], dtype=np.bytes_)
+        order = np.lexsort((places[:, 1], places[:, 0], files, keys, labels))
+        return Table(labels[order], files[order], places[order], Names.of(self.names[at] for at in order))
+
+
+@dataclass(frozen=True)
+class Table:
+    """The images of a split by (class, file name, container, place): int32 (N,), int32 (N,), int64 (N, 2), N names."""
+
+    labels: NDArray[np.int32]
+    files: NDArray[np.int32]
+    places: NDArray[np.int64]
+    names: Names
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Both splits, the containers that their ``files`` count, and the names of classes where the data say them."""
+
+    containers: Sequence[Container]
+    classes: list[str]
+    train: Table
+    val: Table
+
+
+def scanned(scan: Callable[[T], R], parts: Sequence[T], what: str) -> Iterable[R]:
+    """Yield ``scan`` of every part in order, several at once, behind a progress bar on a terminal.
+
+    The first error ends it.
+    """
+    with ThreadPoolExecutor(_SCANS) as pool:
+        try:
+            yield from tqdm(pool.map(scan, parts), desc=what, total=len(parts), unit="file", disable=None, leave=False)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
