@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -25,6 +27,13 @@ class Signals:
         self.notice = False
         self._before: dict[int, Any] = {}
 
+    @property
+    def received(self) -> signal.Signals | None:
+        """The signal that is to be heeded, None where none has come."""
+        if self.interrupt:
+            return signal.SIGINT
+        return signal.SIGTERM if self.end else signal.SIGUSR1 if self.notice else None
+
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
@@ -44,3 +53,22 @@ class Signals:
         self.interrupt = self.interrupt or number == signal.SIGINT
         self.end = self.end or number == signal.SIGTERM
         self.notice = self.notice or number == signal.SIGUSR1
+
+
+class Ended(BaseException):
+    """SIGTERM or SIGUSR1 came while no run heeds them: it has not begun, or is over."""
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise Ended
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Within ``with``, raise :class:`Ended` at SIGTERM and SIGUSR1, as Python raises KeyboardInterrupt at SIGINT."""
+    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -191,6 +191,13 @@ def write_summary(directory: Path, values: Mapping[str, Any]) -> None:
     write_json(directory / "summary.json", {"schema": SCHEMA, **values})
 
 
+def ended_by(error: BaseException) -> dict[str, str]:
+    """Return the ``status`` and ``reason`` of a run that an exception ended: a signal's are no Exceptions."""
+    if isinstance(error, Exception):
+        return {"status": "failed", "reason": str(error).partition("\n")[0]}
+    return {"status": "interrupted", "reason": ""}
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
     """Return the keys in which two configurations differ, each as ``key: before → now``."""
     changed = []

@@ -31,7 +31,7 @@ from largebatch.meter import Meter, Sums, Wishes
 from largebatch.models.build import check_shapes
 from largebatch.placement import Placement
 from largebatch.progress import Progress
-from largebatch.record import Position, Record, holds_run, provenance
+from largebatch.record import Position, Record, ended_by, holds_run, provenance
 from largebatch.stats import FINAL_EPOCHS, final_error
 from largebatch.watchdog import Hang, Watchdog
 from largebatch.world import World, leave
@@ -298,6 +298,8 @@ class Run:
             self.fail(error)
             raise
         finally:
+            if self.writer:  # what it still writes belongs to the run's owner, who leaves now
+                self.writer.close()
             if self.record:
                 self.record.close()
         self.learner.world.barrier()  # until nobody watches any more, nobody may leave
@@ -478,10 +480,10 @@ class Run:
     def fail(self, error: BaseException) -> None:
         """Leave a word of what went wrong in the record."""
         if self.record:
-            self.record.log(f"failed: {type(error).__name__}: {error}")
-            values = {"status": "failed", "reason": str(error), "iterations": self.journey.iteration}
+            ended = ended_by(error)
+            self.record.log(f"{ended['status']}: {type(error).__name__}: {error}")
             with contextlib.suppress(OSError):
-                self.record.summary(values)
+                self.record.summary({**ended, "iterations": self.journey.iteration})
 
     def _give_up(self, hang: Hang, speaks: bool) -> None:
         """End this process of a run that hangs: the training thread cannot be reached."""

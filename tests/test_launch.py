@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 
 from largebatch.config import Fault, UserError
-from largebatch.launch import RankError, RankLost, launch
+from largebatch.launch import RankError, RankLost, Stopped, launch
 from largebatch.launch.local import explained
 from largebatch.watchdog import Hang
 
@@ -29,6 +29,21 @@ def test_rank_0_returns_what_it_found(tmp_path):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     assert launch(act, ("return", tmp_path), 2, 1) == ("return", 0, 1, 3.0)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def notify(here):
+    """Be a rank whose launcher is given a scheduler's notice before the ranks could heed it."""
+    dist.init_process_group("gloo")
+    dist.barrier()
+    if dist.get_rank() == 1:
+        os.kill(os.getppid(), signal.SIGUSR1)
+    signal.pause()
+
+
+def test_a_notice_that_ends_the_ranks_is_no_loss_of_one(tmp_path):
+    """Else they would be started again, and the notice forgotten."""
+    with pytest.raises(Stopped, match=r"^stopped by SIGUSR1$"):
+        launch(notify, (tmp_path,), 2, 1)
 
 
 def test_one_process_is_this_one():

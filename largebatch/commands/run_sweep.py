@@ -10,13 +10,12 @@ import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 from largebatch.commands.arms import attempt, exit_status
 from largebatch.commands.outcome import FAULT, STATUS, Outcome, say
 from largebatch.commands.train import train_run
 from largebatch.config import LocalConfig, UserError
-from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.interrupt import ENDED, INTERRUPTED, Ended, ended_by_signals
 from largebatch.launch.slurm import ranges
 from largebatch.lock import holder, owned
 from largebatch.record import REPLACED, describe, holds_run, read_summary
@@ -167,7 +166,7 @@ def _at_once(directory: Path, tasks: Sequence[Task], jobs: int) -> dict[int, Out
 def _outcome_of_process(directory: Path, task: Task, status: int) -> Outcome:
     """Return what a task came to whose process ended with ``status``, negative where a signal killed it."""
     seen = read_summary(task.directory) or {}
-    if status in (-signal.SIGINT, -signal.SIGTERM):  # before it could heed them
+    if status in (-signal.SIGINT, -signal.SIGTERM, -signal.SIGUSR1):  # before it could heed them
         status = INTERRUPTED if status == -signal.SIGINT else ENDED
         write_outcome(directory, task.number, "interrupted")
     elif status < 0:
@@ -190,13 +189,13 @@ def _done_already(task: Task) -> Outcome | None:
 
 def run_task(directory: Path, task: Task) -> Outcome:
     """Run one task in this process or rank, and leave word in the sweep of how it ended."""
-    with _heeding_signals():
+    with ended_by_signals():
         try:
             if os.environ.get("RANK", "0") != "0":
                 return train_run(task.config)
             with be_owner(log_of(directory, task.number).parent):
                 return _noted(directory, task)
-        except (KeyboardInterrupt, _Ended) as stop:
+        except (KeyboardInterrupt, Ended) as stop:
             status = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else ENDED
             return Outcome(status, str(task.directory), {"status": "interrupted"})
 
@@ -206,7 +205,7 @@ def _noted(directory: Path, task: Task) -> Outcome:
     try:
         write_outcome(directory, task.number, "running")
         outcome = train_run(task.config)
-    except (KeyboardInterrupt, _Ended):
+    except (KeyboardInterrupt, Ended):
         write_outcome(directory, task.number, "interrupted")
         raise
     except Exception as error:
@@ -215,22 +214,3 @@ def _noted(directory: Path, task: Task) -> Outcome:
     state = {INTERRUPTED: "interrupted", ENDED: "interrupted", FAULT: "failed"}.get(outcome.status, "over")
     write_outcome(directory, task.number, state)
     return outcome
-
-
-class _Ended(BaseException):
-    """SIGTERM or SIGUSR1 came while no run heeds them: torch is still being imported, or the run is over."""
-
-
-def _end(number: int, frame: FrameType | None) -> None:
-    raise _Ended
-
-
-@contextlib.contextmanager
-def _heeding_signals() -> Iterator[None]:
-    """Let a signal that comes before the training loop heeds it end the task in the same way."""
-    before = {number: signal.signal(number, _end) for number in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

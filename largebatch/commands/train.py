@@ -11,13 +11,14 @@ from typing import Any
 
 from largebatch.commands.outcome import STATUS, Call, Outcome, say
 from largebatch.config import Config, UserError
-from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.interrupt import ENDED, INTERRUPTED, Ended, ended_by_signals
 from largebatch.lock import holder
 from largebatch.placement import Placement, place
 from largebatch.record import (
     append_log,
     default_directory,
     differences,
+    ended_by,
     holds_run,
     read_provenance,
     read_summary,
@@ -27,7 +28,13 @@ from largebatch.record import (
 
 def train(call: Call) -> Outcome:
     """Train one run."""
-    return train_run(Config.from_mapping(call.values))
+    config = Config.from_mapping(call.values)
+    with ended_by_signals():
+        try:
+            return train_run(config)
+        except Ended:
+            say("largebatch: ended by a signal outside of training; resume=true goes on.")
+            return Outcome(ENDED)
 
 
 def train_run(config: Config) -> Outcome:
@@ -43,11 +50,13 @@ def train_run(config: Config) -> Outcome:
         shown = "" if error is None else f" (error {error:.2f} %)"
         say(f"{over['status']} already: {directory}{shown}. Nothing was changed.")
         return Outcome(STATUS[over["status"]], str(directory), over)
+    before = read_summary(directory)
     try:
         summary = _launched(config, placement, directory)
     except Stopped as stop:
         summary = read_summary(directory) or {}
-        if summary.get("status") in (None, "running", "failed"):  # its processes were not in the loop yet, or slow
+        # Its processes were not in the loop yet, or slow.
+        if summary == (before or {}) or summary.get("status") in ("running", "failed"):
             summary = {**summary, "status": "interrupted", "signal": stop.signal}
             _correct(directory, summary)
     except BaseException as error:
@@ -108,7 +117,7 @@ def _note_failure(directory: Path, error: BaseException) -> None:
     """Correct the summary of a run whose rank 0 was killed, or knows only that it lost another rank."""
     summary = read_summary(directory) or {}
     if summary.get("status") in ("running", "failed"):
-        _correct(directory, {**summary, "status": "failed", "reason": str(error).partition("\n")[0]})
+        _correct(directory, {**summary, **ended_by(error)})
 
 
 def _correct(directory: Path, summary: Mapping[str, Any]) -> None:

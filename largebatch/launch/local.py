@@ -99,8 +99,8 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
         try:
             results = elastic_launch(config, enter)((os.getpid(), store.port), function, arguments)
         except ChildFailedError as error:
-            if relay.interrupt or relay.end:
-                raise Stopped(signal.SIGINT if relay.interrupt else signal.SIGTERM) from None
+            if relay.received:
+                raise Stopped(relay.received) from None
             raise explained(error, processes) from None
         except SignalException as error:
             raise Stopped(int(error.sigval)) from None

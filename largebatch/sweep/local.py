@@ -58,7 +58,7 @@ def run_at_once(
                     task = waiting.popleft()
                     started(task)
                     running[slot] = task, _start(directory, task, cores[slot], gpus[slot])
-            if (came := _came(signals)) and came != passed:
+            if (came := signals.received) and came != passed:
                 passed = came
                 for _, process in running.values():
                     process.send_signal(passed)
@@ -69,18 +69,6 @@ def run_at_once(
             done = len(tasks) - len(waiting) - len(running)
             line.show(done, len(tasks), [task for task, _ in running.values()])
             time.sleep(_WATCH_SECONDS)
-
-
-def _came(signals: Signals) -> signal.Signals | None:
-    """Return the signal to pass on, None where none has come."""
-    for came, number in (
-        (signals.interrupt, signal.SIGINT),
-        (signals.end, signal.SIGTERM),
-        (signals.notice, signal.SIGUSR1),
-    ):
-        if came:
-            return number
-    return None
 
 
 def _start(directory: Path, task: Task, cores: Sequence[int], gpus: Sequence[str]) -> subprocess.Popen[bytes]:
