@@ -98,6 +98,10 @@ class Writer:
             self._going.result()
             self._going = None
 
+    def close(self) -> None:
+        """Wait until nothing is being written any more, however it went."""
+        self._pool.shutdown()
+
     def _write(self, snapshot: Snapshot | None, best: Snapshot | None) -> None:
         for one, keep, prefix in ((snapshot, self._keep, ""), (best, 1, BEST)):
             if one is None:

@@ -138,6 +138,21 @@ def test_a_bug_in_the_background_comes_to_light(tmp_path):
         work.finish()
 
 
+def test_who_leaves_a_run_waits_for_what_is_still_written(tmp_path):
+    begun, may_end = threading.Event(), threading.Event()
+
+    def before():
+        begun.set()
+        may_end.wait()
+
+    leaving = writer(tmp_path, [], before)
+    leaving.submit(snapshot(1))
+    begun.wait()
+    threading.Timer(0.2, may_end.set).start()
+    leaving.close()
+    assert [checkpoint.iteration_of(path) for path in checkpoint.candidates(tmp_path)] == [1]
+
+
 def test_a_bit_flipped_anywhere_falls_back_to_the_checkpoint_before(tmp_path):
     write(tmp_path, 1)
     path = write(tmp_path, 2)
