@@ -48,7 +48,7 @@ def evaluate(session: Session) -> dict[str, Any]:
         Weights that were moved.
     ``compared``
         With ``compare``: ``seconds`` and ``seconds_none`` of the turns, ``ratio`` of their medians,
-        ``peak_device_bytes_none``.
+        ``peak_device_bytes_none``, ``equal`` (whether every figure was the same, to the last bit).
     ``schema``, ``kind``, ``evaluated``, ``versions``, ``git``
         Where it comes from.
     ``notes``
@@ -98,6 +98,7 @@ def _in_turns(session: Session) -> tuple[Measured, dict[str, Any]]:
         "seconds_none": seconds["none"],
         "ratio": statistics.median(seconds[mode]) / statistics.median(seconds["none"]),
         "peak_device_bytes_none": turns["none"][0].peak_device_bytes,
+        "equal": turns["none"][0].members == turns[mode][0].members,
     }
 
 
@@ -220,7 +221,10 @@ def _against_none(compared: Mapping[str, Any]) -> str:
     with_it, without = (f"{seconds:.3g} s" for seconds in sides)
     peak = compared["peak_device_bytes_none"]
     memory = "" if peak is None else f"; that took {size(peak)} on the device"
-    return f"{compared['ratio']:.2f} × the time (at best {with_it}, and {without} without offloading{memory})"
+    figures = "the same figures" if compared["equal"] else "other figures"
+    return (
+        f"{figures}, {compared['ratio']:.2f} × the time (at best {with_it}, and {without} without offloading{memory})"
+    )
 
 
 def size(count: float) -> str:
