@@ -34,6 +34,7 @@ from largebatch.commands.train import train
 from largebatch.config import LAUNCHERS, CertifyConfig, Config, Fault, UserError, nearest
 from largebatch.evaluation.config import EvalConfig
 from largebatch.interrupt import INTERRUPTED
+from largebatch.record import DISK_TROUBLE
 from largebatch.sweep.manifest import Arm
 
 if TYPE_CHECKING:
@@ -71,11 +72,16 @@ def main() -> NoReturn:
     except Fault as error:
         say(f"largebatch: {error}")
         status = FAULT
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):  # the reader of our output has left, as head does
+            sys.stdout = None
+        elif error.errno in DISK_TROUBLE:
+            say(f"largebatch: a disk failed: {error}. Make room, or use a directory that can be written.")
+        else:
+            raise
+        status = FAULT
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left, as head does
-        sys.stdout = None
-        status = FAULT
     sys.exit(status)
 
 
@@ -182,6 +188,10 @@ def compose(name: str, command: Command, arguments: list[str]) -> int:
             raise application.fault
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_a_sentence(error)) from None
+    except OSError as error:
+        if error is application.fault:
+            raise
+        raise UserError(f"hydra.sweep.dir cannot be written: {error}. Give another directory.") from None
     except ValueError as error:
         if not str(error).startswith("Config group override must be"):
             raise

@@ -35,6 +35,7 @@ Files (schema 1):
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -56,6 +57,8 @@ from largebatch.events import Events
 from largebatch.placement import Placement
 
 SCHEMA = 1
+# Full, over quota, over the limit of a file's size, gone bad, or read-only of a sudden.
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 REPLACED = "replaced"  # in a sweep's directory: records of runs that were made again
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "largebatch")
 # The only variables that are recorded: anything else may hold a secret.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import math
 import os
 import sys
@@ -31,7 +30,7 @@ from largebatch.meter import Meter, Sums, Wishes
 from largebatch.models.build import check_shapes
 from largebatch.placement import Placement
 from largebatch.progress import Progress
-from largebatch.record import Position, Record, ended_by, holds_run, provenance
+from largebatch.record import DISK_TROUBLE, Position, Record, ended_by, holds_run, provenance
 from largebatch.stats import FINAL_EPOCHS, final_error
 from largebatch.watchdog import Hang, Watchdog
 from largebatch.world import World, leave
@@ -176,10 +175,6 @@ def _faults_in_words(config: Config, placement: Placement) -> Iterator[None]:
                 "resume=true."
             ) from error
         raise
-
-
-# Full, over quota, over the limit of a file's size, gone bad, or read-only of a sudden.
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
 
 
 def sample_stream(config: Config, train_images: int) -> SampleStream:

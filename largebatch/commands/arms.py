@@ -9,6 +9,7 @@ from functools import partial
 from largebatch.commands.outcome import DIVERGED, FAULT, MISTAKE, Call, Command, Outcome, say
 from largebatch.config import Fault, UserError
 from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.record import DISK_TROUBLE
 from largebatch.sweep.manifest import Arm
 
 
@@ -34,8 +35,11 @@ def attempt(work: Callable[[], Outcome]) -> Outcome:
         say(f"largebatch: {error}")
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED, summary={"status": "interrupted"})
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            say(f"largebatch: a disk failed: {error}.")
+        else:
+            traceback.print_exc()
     return Outcome(FAULT, summary={"status": "failed"})
 
 

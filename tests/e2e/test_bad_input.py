@@ -1,5 +1,6 @@
 """Every mistake that a user can make: what was given, what is allowed, what to do; status 2; nothing written."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -239,6 +240,24 @@ def test_a_run_directory_that_is_a_file(mistake, tmp_path):
 
 
 COLOUR = ["dataset=synthetic", "dataset.height=32", "dataset.width=32"]
+
+
+def test_a_sweeps_directory_that_is_a_file(mistake, tmp_path):
+    (tmp_path / "taken").write_text("")
+    said = mistake("train", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/taken")
+    assert re.search(r"^hydra.sweep.dir cannot be written: .*taken'\. Give another directory\.$", said)
+
+
+def test_a_full_disk_under_a_sweep(monkeypatch, capsys, tmp_path):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("largebatch.sweep.manifest.write", full)
+    monkeypatch.setattr(sys, "argv", ["largebatch", "train", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 1
+    assert capsys.readouterr().err.startswith("largebatch: a disk failed: [Errno 28] No space left on device. Make")
 
 
 def test_one_sample_a_worker_and_a_map_of_one_pixel(mistake):
