@@ -97,11 +97,8 @@ class Models:
             self._upload(following)
 
     def _make_room(self, size: int) -> None:
-        for group in list(self._slots):
-            if sum(one.size for one in self._slots) + size <= self._budget:
-                return
-            if group is not self._current:
-                self._send_away(group)
+        while self._slots and sum(one.size for one in self._slots) + size > self._budget:
+            self._send_away(next(iter(self._slots)))
 
     def _send_away(self, group: Group) -> None:
         group.point_home()

@@ -68,6 +68,9 @@ class Strange(nn.Module):
         self.eight.register_buffer("gaps", torch.arange(40.0)[3:30:2])
         self.eight.register_buffer("same", torch.ones(1).expand(8))
         self.eight.forward = lambda hidden: hidden @ (self.eight.weight * self.eight.scale).float() + self.eight.same
+        mixed = torch.randn(64)
+        self.eight.register_buffer("single", mixed[1:33])
+        self.eight.register_buffer("double", mixed.view(torch.float64)[2:10])
         both = torch.randn(72)
         self.first, self.second = nn.Linear(8, 8), nn.Linear(8, 8)
         self.first.weight = nn.Parameter(both[:64].view(8, 8))
@@ -76,6 +79,7 @@ class Strange(nn.Module):
     def forward(self, hidden):
         hidden = self.second(self.first(self.turned(hidden)))
         hidden = self.narrow(hidden.bfloat16()).float()
+        hidden = hidden + self.eight.single.sum() + self.eight.double.isnan().sum()
         return self.eight(hidden) + self.conv(hidden.new_ones(1, 4, 3, 3)).sum()
 
 
