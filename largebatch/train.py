@@ -35,6 +35,8 @@ from largebatch.stats import FINAL_EPOCHS, final_error
 from largebatch.watchdog import Hang, Watchdog
 from largebatch.world import World, leave
 
+READ_EVERY = 10  # iterations on a GPU
+
 
 def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate: float) -> Tensor:
     """Make one step of kn samples: ŵ = w − η̂ (1/kn) Σ ∇l(x, w), over all k workers.
@@ -307,8 +309,8 @@ class Run:
         mine = (learner.first_worker, learner.placement.workers, learner.placement.workers_per_pass)
         passes = self.stream.passes(journey.iteration, self.total, *mine)
         batches = self.watchdog.watched(self.source.train(passes), "training")
-        # Reading a figure makes a GPU wait, so there it happens with the log's lines alone.
-        read_every = config.log_every if learner.placement.device == "cuda" else 1
+        # Reading a figure makes a GPU wait; but with it come signals, which cannot wait for a rare line of the log.
+        read_every = min(config.log_every, READ_EVERY) if learner.placement.device == "cuda" else 1
         meter, wishes, status = Meter(config.k, learner.first_worker, learner.world), Wishes(), ""
         progress = Progress(self.total, journey.iteration, self.record.log if self.record else None)
         with Signals() as signals, contextlib.closing(progress):
