@@ -148,11 +148,14 @@ class Torture:
     def _strike(self, process: ForkServerProcess, seconds: float) -> None:
         kinds = ["kill", "kill", "write", "write", "SIGTERM", "SIGINT", "twice", "pause"]
         kind = self.chance.choice([*kinds, *["rank"] * 4] if "processes=2" in self.words else kinds)
+        pid = process.pid or 0
         if kind == "write":
             self._until(process, lambda: any(self.checkpoints.glob(".*.tmp")), 10)
+        elif kind == "rank":  # most of such a run is its start: the ranks shall be there
+            self._until(process, lambda: len(_children(pid)) == 2, PATIENCE)
+            self._until(process, lambda: False, self.chance.uniform(0, 5))
         else:
             self._until(process, lambda: False, seconds)
-        pid = process.pid or 0
         ranks = _children(pid) if "processes=2" in self.words else []
         if process.exitcode is not None or (kind == "rank" and not ranks):
             return
