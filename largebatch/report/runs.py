@@ -131,11 +131,13 @@ def find(patterns: Iterable[str], key: str = "runs") -> list[Path]:
 
 
 def _expand(pattern: str) -> list[Path]:
+    if not pattern:  # an unset variable of the shell, not this directory
+        return []
     path = Path(pattern).expanduser()  # after runs= the shell leaves ~ as it is
     if path.exists():
         return [path]
     anchor = Path(path.anchor)  # globs are below a directory
-    return sorted(anchor.glob(str(path.relative_to(anchor)))) if pattern else []
+    return sorted(anchor.glob(str(path.relative_to(anchor))))
 
 
 def _runs_below(directory: Path) -> list[Path]:

@@ -238,6 +238,8 @@ def filter_of(text: str, groups: Sequence[Group]) -> dict[str, Any]:
                 f"baseline={text}: '{key}' is not a setting of these runs.{nearest(key, known)} It takes the keys that "
                 "`largebatch train --help` lists, and kn and rate."
             )
+        if key in wanted:
+            raise UserError(f"baseline={text} gives {key.removesuffix('.name')} twice: give it once.")
         wanted[key] = _value(value)
     return wanted
 

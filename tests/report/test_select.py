@@ -161,6 +161,7 @@ def test_no_comparison_needs_no_baseline(record, tmp_path):
             "baseline=kk=8: 'kk' is not a setting of these runs. Did you mean 'k'? It takes the keys that "
             "`largebatch train --help` lists, and kn and rate.",
         ),
+        ("k=16,k=32", "baseline=k=16,k=32 gives k twice: give it once."),
         (
             "k8",
             "baseline=k8 is neither a directory nor settings: it takes some such as k=8 or k=8,warmup=none, the "
