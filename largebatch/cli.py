@@ -178,8 +178,8 @@ def compose(name: str, command: Command, arguments: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if "RANK" in os.environ and {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments):
-        raise UserError("a sweep (-m) cannot be run inside a rank: start it once, without torchrun.")
+    if "RANK" in os.environ and {"-m", "--multirun", "hydra.mode=MULTIRUN", "launcher=slurm"} & set(arguments):
+        raise UserError("a sweep (-m, launcher=slurm) cannot be started in a rank: start it once, without torchrun.")
     application = _Application(command, [name, *arguments])
     sys.argv = ["largebatch", *arguments]
     try:

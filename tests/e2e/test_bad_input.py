@@ -136,11 +136,12 @@ def test_hardware_that_is_not_there(mistake, monkeypatch, override, sentence):
     assert mistake("train", override) == sentence
 
 
-def test_a_sweep_inside_a_rank(mistake, monkeypatch):
+@pytest.mark.parametrize("words", [("-m", "k=1,2"), ("launcher=slurm",)])
+def test_a_sweep_inside_a_rank(mistake, monkeypatch, words):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    said = mistake("train", "-m", "k=1,2")
-    assert said == "a sweep (-m) cannot be run inside a rank: start it once, without torchrun."
+    said = mistake("train", *words)
+    assert said == "a sweep (-m, launcher=slurm) cannot be started in a rank: start it once, without torchrun."
 
 
 def test_an_arm_that_is_refused_stops_the_sweep_before_its_first_run(mistake):
