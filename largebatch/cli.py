@@ -22,6 +22,7 @@ from largebatch.commands.arms import one_by_one
 from largebatch.commands.bench import bench
 from largebatch.commands.certify import certify
 from largebatch.commands.compact import COMPACT
+from largebatch.commands.data import DATA
 from largebatch.commands.eval import evaluate, quoted
 from largebatch.commands.explain import explain
 from largebatch.commands.outcome import FAULT, MISTAKE, Call, Command, PlainCommand, Values, say
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Command | PlainCommand] = {
     "eval": Command("evaluate runs, ensembles and weights from files, also in less memory than they take", evaluate),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
+    "data": DATA,
     "table": TABLE,
     "plot": PLOT,
     "report": REPORT,

@@ -42,11 +42,12 @@ class Layout:
 
 @dataclass(frozen=True)
 class Opened:
-    """Both splits, and a line for people that says what they were found in."""
+    """Both splits, a line for people that says what they were found in, and what kept an index from being written."""
 
     train: Split
     val: Split
     line: str
+    problem: str = ""
 
 
 def given_root(config: DatasetConfig) -> Path | None:
@@ -134,13 +135,14 @@ def open_splits(config: DatasetConfig, anew: bool = False) -> Opened:
         if layout.name == FOLDERS:
             train: Split = _folders(root / "train")
             val: Split = _folders(root / "val")
-            line = ""
+            line = problem = ""
         else:
-            train, val, line = _contained(config, layout, anew)
+            train, val, index = _contained(config, layout, anew)
+            line, problem = _about(index), index.problem
     except OSError as error:
         raise UserError(f"dataset={config.name}: {error.filename} cannot be read: {error.strerror}.") from None
     _check(config, layout, train, val)
-    return Opened(train, val, f"dataset={config.name}: {layout}, {len(train):,} + {len(val):,} images{line}")
+    return Opened(train, val, f"dataset={config.name}: {layout}, {len(train):,} + {len(val):,} images{line}", problem)
 
 
 def _folders(root: Path) -> Folders:
@@ -174,7 +176,7 @@ def _images_below(folder: str) -> Iterator[str]:
             yield entry.path
 
 
-def _contained(config: DatasetConfig, layout: Layout, anew: bool) -> tuple[Split, Split, str]:
+def _contained(config: DatasetConfig, layout: Layout, anew: bool) -> tuple[Split, Split, Indexed]:
     sources = official_sources(layout.root) if layout.name == OFFICIAL else [*chain(*layout.files.values())]
     scan: dict[str, Callable[[], Listing]] = {
         OFFICIAL: lambda: list_official(layout.root),
@@ -186,7 +188,7 @@ def _contained(config: DatasetConfig, layout: Layout, anew: bool) -> tuple[Split
     classes = _class_names(config, layout, listing)
     kind: type[Archived] | type[Tabled] = Tabled if layout.name == PARQUET else Archived
     train, val = (_split(kind, table, classes, listing) for table in (listing.train, listing.val))
-    return train, val, _about(index)
+    return train, val, index
 
 
 def _split(kind: type[Archived] | type[Tabled], table: Table, classes: list[str], listing: Listing) -> Contained:
