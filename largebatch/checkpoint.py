@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from largebatch.config import UserError
+from largebatch.files import write_atomically
 
 SCHEMA = 2
 BEST = "best-"  # before the name of the checkpoint with the lowest validation error
@@ -61,15 +61,11 @@ class Snapshot:
         """Return the tensors in CPU memory, without keeping the stream that trains waiting."""
         if self._copied is None:
             return {name: value.cpu().contiguous() for name, value in self._tensors.items()}
+        # Not the stream that trains; the copy, into ordinary memory, keeps no more than this thread waiting.
         stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         with torch.cuda.stream(stream):
             stream.wait_event(self._copied)
-            host = {
-                name: torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
-                for name, value in self._tensors.items()
-            }
-        stream.synchronize()
-        return host
+            return {name: value.cpu().contiguous() for name, value in self._tensors.items()}
 
 
 class Writer:
@@ -127,24 +123,6 @@ def write(directory: Path, snapshot: Snapshot, keep: int, prefix: str = "") -> P
     for old in _named(directory, prefix)[keep:]:
         old.unlink(missing_ok=True)
     return path
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put ``data`` at ``path`` so that a reader sees the old content or the new, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def sweep_up(directory: Path) -> None:

@@ -54,6 +54,7 @@ from typing import IO, Any
 
 from largebatch.config import Config, UserError
 from largebatch.events import Events
+from largebatch.files import write_atomically
 from largebatch.placement import Placement
 
 SCHEMA = 1
@@ -173,20 +174,7 @@ def finite(value: Any) -> Any:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write an object so that a reader never sees half of it."""
-    _replace(path, json.dumps(finite(values), indent=2, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace a text file; after a power cut it may be the old one, never a part of either."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, (json.dumps(finite(values), indent=2, ensure_ascii=False) + "\n").encode())
 
 
 def write_summary(directory: Path, values: Mapping[str, Any]) -> None:
@@ -314,7 +302,7 @@ class Record:
                         "written: restore it, or use another run_dir."
                     )
                 os.truncate(metrics, resume_at.record_bytes)
-            _replace(directory / "config.yaml", _yaml(config.to_mapping()))
+            write_atomically(directory / "config.yaml", _yaml(config.to_mapping()).encode())
             write_json(directory / "provenance.json", origin)
             start = {name: origin[name] for name in ("started", "host", "devices", "git", "command")}
             start |= {"iteration": resume_at.iteration if resume_at else 0, "processes": len(origin["devices"])}

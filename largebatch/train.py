@@ -344,6 +344,7 @@ class Run:
                     progress.say(self._end_epoch(rate))
                 if saves or wishes.save or status == "interrupted" or (last and self.total < self.scheduled):
                     self.save()
+            self.watchdog.stop()
             status = status or ("done" if journey.iteration >= self.scheduled else "stopped")
             summary = self._end(status, wishes.signal)
             progress.say(_closing_words(summary, self.directory))

@@ -65,6 +65,10 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Watch no more: what follows has no batches, and may take its time."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()

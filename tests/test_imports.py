@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up. Modules on one line don't import one another.
 LAYERS = (
-    "schedule stats interrupt events",
+    "schedule stats interrupt events files",
     "config",
     "placement lock",
     "record",
@@ -29,6 +29,7 @@ HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names.
 LIGHT = (
     "config",
     "events",
+    "files",
     "lock",
     "placement",
     "schedule",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from io import BytesIO
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from largebatch.config import UserError, nearest
+from largebatch.files import write_atomically
 
 SIGNATURE = "largebatch"
 # How the signature stands in a file, by suffix. Text within a file cannot look like it: SVG and HTML escape their
@@ -50,11 +50,9 @@ def write(path: Path, content: bytes) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
+        write_atomically(path, content)
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error}.") from None
 

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from largebatch.config import Config, UserError, build
+from largebatch.files import write_atomically
 from largebatch.record import default_directory
 
 NAME = "manifest.jsonl"
@@ -166,12 +166,7 @@ def write(directory: Path, tasks: Iterable[Task]) -> None:
         named = place.relative_to(sweep) if place.is_relative_to(sweep) else place
         line = {**dataclasses.asdict(task), "config": {**task.config.to_mapping(), "run_dir": str(named)}}
         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-    temporary = directory / f".{NAME}.{os.getpid()}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(lines)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(directory / NAME)
+    write_atomically(directory / NAME, "".join(lines).encode())
 
 
 def read(directory: Path) -> list[Task]:
