@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -79,15 +79,16 @@ def plan_submodules(
     return _plan("submodule", peak, kept + loads * sum(sizes), once + copy, seconds, budget)
 
 
-def plan_models(sizes: Sequence[int], bus: Bus, compute: float, budget: int | None) -> Plan:
+def plan_models(sizes: Sequence[int], bus: Bus, compute: float, budget: int | None, prefetch: bool = True) -> Plan:
     """Plan ``model``: models of ``sizes`` bytes come one after the other, each for all of its batches.
 
-    See :func:`plan_resident` for the rest. Two at a time where the budget has room for them; computing is shared out
-    by bytes.
+    See :func:`plan_resident` for the rest. The next one comes while one computes, where ``prefetch`` is wanted and the
+    budget has room for both; a larger budget keeps more of them there. Computing is shared out by bytes.
     """
-    largest, total = max(sizes), sum(sizes)
-    neighbours = max((first + second for first, second in pairwise(sizes)), default=largest)
-    beside = budget is None or budget >= neighbours
+    total = sum(sizes)
+    room = sum(sorted(sizes)[-2 if prefetch else -1 :]) if budget is None else budget
+    beside = prefetch and all(first + second <= room for first, second in pairwise(sizes))
+    peak = max(_held(sizes[: last + 1], room) for last in range(len(sizes)))
     copies = [bus.seconds([size]) for size in sizes]
     computing = [compute * size / total for size in sizes]
     if beside:
@@ -95,7 +96,12 @@ def plan_models(sizes: Sequence[int], bus: Bus, compute: float, budget: int | No
         seconds = copies[0] + sum(max(pair) for pair in pairs)
     else:
         seconds = sum(copies) + compute
-    return _plan("model", neighbours if beside else largest, total, sum(copies), seconds, budget)
+    return _plan("model", peak, total, sum(copies), seconds, budget)
+
+
+def _held(sizes: Sequence[int], room: int) -> int:
+    """Return the bytes of the last model and of those before it for which there is room as well."""
+    return max(sizes[-1], *(held for held in accumulate(reversed(sizes)) if held <= room), 0)
 
 
 def _plan(mode: str, peak: int, moved: int, copy: float, seconds: float, budget: int | None) -> Plan:
@@ -145,7 +151,7 @@ def make_plans(
     return [
         plan_resident(sizes, bus, compute, budget),
         plan_submodules(parts, grouping.kept.size, grouping.slots, loads, bus, compute, budget),
-        plan_models(sizes, bus, compute, budget),
+        plan_models(sizes, bus, compute, budget, prefetch),
     ]
 
 
@@ -156,10 +162,10 @@ def measure_bus(device: torch.device | str, seconds: float = 2.0, transport: Tra
         UserError: a device that is not here.
     """
     transport = transport or make_transport(torch.device(device))
+    slot = transport.allocate(BUS_BYTES)
     host = pages(BUS_BYTES)
     host.zero_()
     transport.pin(host)
-    slot = transport.allocate(BUS_BYTES)
     small = _seconds_per_copy(transport, slot, host[:4096], seconds / 2)
     large = _seconds_per_copy(transport, slot, host, seconds / 2)
     transport.release(slot)

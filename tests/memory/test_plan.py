@@ -32,6 +32,9 @@ def test_submodules_compute_beside_every_copy_but_the_first():
 def test_models_compute_while_the_next_one_comes():
     # Copies of 1.5, 2.5 and 1.5 s; computing 1, 2 and 1 s: 1.5 + max(1, 2.5) + max(2, 1.5) + 1.
     assert plan_models([100, 200, 100], BUS, 4.0, None) == Plan("model", 300, 400, 5.5, 7.0, fits=True)
+    # A budget for more keeps more; without prefetch there is one, and nothing happens beside its copy.
+    assert plan_models([100, 200, 100], BUS, 4.0, 400) == Plan("model", 400, 400, 5.5, 7.0, fits=True)
+    assert plan_models([100, 200, 100], BUS, 4.0, None, prefetch=False) == Plan("model", 200, 400, 5.5, 9.5, fits=True)
     # No room for two: one after the other. Not even for one: the least is said, and does not fit.
     assert plan_models([100, 200, 100], BUS, 4.0, 250) == Plan("model", 200, 400, 5.5, 9.5, fits=True)
     assert plan_models([100, 200, 100], BUS, 4.0, 150) == Plan("model", 200, 400, 5.5, 9.5, fits=False)
@@ -48,12 +51,13 @@ def test_the_fastest_that_fits_is_chosen_and_of_about_equal_ones_the_plainest():
     assert choose([replace(none, fits=False)]) is None
 
 
-@pytest.mark.parametrize("budget", [None, 150_000])
-def test_plans_are_what_offloading_then_does(budget):
+@pytest.mark.parametrize("prefetch", [True, False])
+@pytest.mark.parametrize("budget", [None, 150_000, 1_000_000])
+def test_plans_are_what_offloading_then_does(budget, prefetch):
     models = {str(width): nn.Sequential(nn.Linear(64, width), nn.Linear(width, 64)).eval() for width in (64, 128, 64)}
     batches = [torch.randn(2, 64) for _ in range(3)]
-    for plan in make_plans(models, len(batches), BUS, budget=budget):
-        with offload(models, "cpu", mode=plan.mode, budget=budget, prefetch=True) as statistics:
+    for plan in make_plans(models, len(batches), BUS, budget=budget, prefetch=prefetch):
+        with offload(models, "cpu", mode=plan.mode, budget=budget, prefetch=prefetch) as statistics:
             for model in models.values():
                 for batch in batches:
                     model(batch)
