@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.config import UserError, at_least, one_of
-from largebatch.memory.groups import GROUPS, Grouping, Part, cut, whole
+from largebatch.memory.groups import GROUPS, Grouping, Part, bears, cut, whole
 from largebatch.memory.models import Models
 from largebatch.memory.statistics import Statistics
 from largebatch.memory.submodule import Submodules, check_mode
@@ -36,8 +36,8 @@ def offload(
 
     Inside the context the model is called as usual, in evaluation mode; gradients are off. Its weights live in host
     memory (pinned for CUDA) and are copied to the device, never back. Inputs on another device are taken there, and
-    outputs returned to where they came from. When the context ends, also by an exception, the model is as it was, on
-    the CPU.
+    outputs returned to where they came from. Weights may not be changed meanwhile. When the context ends, also by an
+    exception, the model is as it was, on the CPU.
 
         with offload(model.eval(), "cuda", budget=200_000_000) as statistics:
             logits = model(images)
@@ -60,8 +60,9 @@ def offload(
 
     Raises:
         UserError: a budget below the least, a device that is not here, a model that is on a device already, in
-            training mode, compiled, or offloaded already. From a call inside: training mode or gradients switched on
-            again, and in ``submodule`` a module that reads another one's weight, or writes into its own.
+            training mode, compiled, or offloaded already; but for ``model``, one that is a part of another. From
+            inside: training mode or gradients switched on again, weights loaded, and in ``submodule`` a module that
+            reads another one's weight, or writes into its own.
     """
     one_of("mode", mode, MODES)
     one_of("groups", groups, GROUPS)
@@ -69,6 +70,8 @@ def offload(
     models = {"": model} if isinstance(model, nn.Module) else dict(model)
     for name, one in models.items():
         _check(name, one)
+    if mode != "model":
+        _check_apart(models)
     statistics = Statistics(mode)
     # Views that are made under inference_mode may not become parameters.
     with ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
@@ -98,11 +101,15 @@ def each(model: nn.Module, batches: Iterable[Tensor], batches_per_load: int = 1)
         batches_per_load: How many share an upload.
 
     Raises:
-        UserError: fewer than one batch a load.
+        UserError: fewer than one batch a load, or a part of a model that is offloaded as a whole.
     """
     at_least("batches_per_load", batches_per_load, 1)
     machine = _offloaded.get(model)
     if isinstance(machine, Submodules):
+        if not machine.has(model):
+            raise UserError(
+                "each takes a model as it was given to offload, and this is a part of one: call it as usual."
+            )
         return machine.each(model, batches, batches_per_load)
     return map(model, batches)
 
@@ -158,12 +165,25 @@ def _turns(
 @contextmanager
 def _registered(models: Mapping[str, nn.Module], machine: Submodules | Models) -> Iterator[None]:
     modules = [module for model in models.values() for module in model.modules()]
+    hooks = [
+        module.register_load_state_dict_pre_hook(_refuse_loading)  # type: ignore[no-untyped-call]
+        for module in modules
+    ]
     try:
         _offloaded.update(dict.fromkeys(modules, machine))
         yield
     finally:
+        for hook in hooks:
+            hook.remove()
         for module in modules:
             _offloaded.pop(module, None)
+
+
+def _refuse_loading(module: nn.Module, *_: Any) -> None:
+    raise UserError(
+        "load_state_dict was called inside of an offloading context, where some weights are copies on the device and "
+        "would be lost: load them before, or after it."
+    )
 
 
 @contextmanager
@@ -179,9 +199,20 @@ def _without_gradients(models: Mapping[str, nn.Module]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
+def _check_apart(models: Mapping[str, nn.Module]) -> None:
+    """A pass through one model may not be a part of another one's: the order of groups is known by pass."""
+    seen: dict[nn.Module, str] = {}
+    for name, model in models.items():
+        for module in model.modules():
+            other = seen.setdefault(module, name)
+            if other != name and (module is model or module is models[other]):
+                inner, outer = (name, other) if module is model else (other, name)
+                raise UserError(f"{inner} is a part of {outer}: offload {outer} alone, or use mode=model.")
+
+
 def _check(name: str, model: nn.Module) -> None:
     shown = name or "the model"
-    for module in model.modules():
+    for path, module in model.named_modules(prefix=name):
         if module in _offloaded:
             raise UserError(f"{shown} is offloaded already, by a context around this one: one is enough.")
         if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
@@ -189,5 +220,6 @@ def _check(name: str, model: nn.Module) -> None:
                 f"{shown} is compiled, and compiled code does not wait for weights that travel: offload the model "
                 "as it was before torch.compile."
             )
-    with torch.no_grad():
-        check_mode(name, model)
+        if module is model or bears(module, recurse=False):  # Dropout alone may stay as it is
+            with torch.no_grad():
+                check_mode(path, module)

@@ -131,8 +131,12 @@ class Group:
         transport.pin(self.host)
         self._pinned = True
 
+    @torch.inference_mode(False)
     def move_out(self, transport: Transport) -> None:
-        """Give the weights memory of their own again, with the strides they had."""
+        """Give the weights memory of their own again, with the strides they had.
+
+        Outside of inference_mode, whose tensors could not be trained afterwards.
+        """
         if self._pinned:
             transport.unpin(self.host)
         self._pinned = False

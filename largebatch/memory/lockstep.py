@@ -22,14 +22,14 @@ class _Stopped(BaseException):
 class Turn:
     """One batch's way through the model, in a thread that runs only while it is its turn."""
 
-    def __init__(self, model: nn.Module, batch: Tensor) -> None:
+    def __init__(self, model: nn.Module, batch: Tensor, device: torch.device) -> None:
         self.wants: Group | None = None  # before its first group: nothing
         self.output: Any = None
         self.error: BaseException | None = None
         self.done = False
         self._stop = False
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, args=(model, batch, _Setting(batch.device)), daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(model, batch, _Setting(device)), daemon=True)
         self._thread.start()
 
     def _run(self, model: nn.Module, batch: Tensor, setting: _Setting) -> None:
@@ -69,7 +69,7 @@ class Turn:
 
 
 class _Setting:
-    """What PyTorch keeps for a thread, as it is in the thread that makes this."""
+    """What PyTorch keeps for a thread, as it is in the thread that makes this, for computing on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         self._inference, self._grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
@@ -93,15 +93,16 @@ def current() -> Turn | None:
     return getattr(_here, "turn", None)
 
 
-def run(model: nn.Module, batches: Sequence[Tensor], bring: Any) -> list[Any]:
+def run(model: nn.Module, batches: Sequence[Tensor], bring: Any, device: torch.device) -> list[Any]:
     """Return the model's outputs, of batches that go through it together, group by group.
 
     Args:
         model: Its hooks call :meth:`Turn.ask` of the turn that is :func:`current`.
         batches: As many as activations fit on the device.
         bring: Has a group on the device.
+        device: Where it computes: batches may still be elsewhere.
     """
-    turns = [Turn(model, batch) for batch in batches]
+    turns = [Turn(model, batch, device) for batch in batches]
     try:
         while waiting := [turn for turn in turns if not turn.done]:
             wanted = waiting[0].wants

@@ -68,8 +68,8 @@ class Models:
 
     def _entering(self, group: Group, name: str) -> Any:
         def enter(module: nn.Module, args: Any) -> None:
+            check_mode(name, module)
             if group is not self._current:
-                check_mode(name, module)
                 self._need(group)
 
         return enter

@@ -215,6 +215,10 @@ class Submodules:
             group.point_home()
             self._transport.record(self._where.pop(group))
 
+    def has(self, model: nn.Module) -> bool:
+        """Return whether this is one of the models, not a part of one."""
+        return any(model is one for one in self._models.values())
+
     def each(self, model: nn.Module, batches: Iterable[Tensor], together: int) -> Iterator[Any]:
         """Yield the outputs of batches, ``together`` of them on one upload; the first batch alone, to be traced."""
         if together == 1 or not self._groups:
@@ -227,7 +231,7 @@ class Submodules:
         while some := list(islice(remaining, together)):
             self._begin(name)
             try:
-                outputs = lockstep.run(model, some, self._need)
+                outputs = lockstep.run(model, some, self._need, self._transport.device)
                 self._finish()
             finally:
                 self._clean_up()

@@ -124,7 +124,9 @@ class CudaTransport:
     def wait(self, slot: Slot) -> None:
         """Let the current stream wait, not the host."""
         assert slot.arrived is not None
-        torch.cuda.current_stream(self.device).wait_event(slot.arrived)
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(slot.arrived)
+        slot.memory.record_stream(stream)  # it may be another one than that of allocate, to which the memory returns
 
     def record(self, slot: Slot) -> None:
         """Mark this point of the current stream."""

@@ -232,14 +232,26 @@ def test_state_dict_shows_the_hosts_copy_at_any_time():
     assert all(torch.equal(state[key], before[key]) for state in seen for key in before)
 
 
-def test_weights_loaded_inside_are_used_and_stay(recorder):
+@pytest.mark.parametrize("mode", ["none", "submodule", "model"])
+def test_weights_are_not_loaded_inside(mode):
+    """Some are on the device or on their way there: what is loaded would come too late, or be lost."""
     model, other = Chain().eval(), Chain().eval()
-    batch = torch.randn(2, 16)
-    with offload(model, "cpu", groups="leaf", prefetch=False, transport=recorder):
+    with offload(model, "cpu", mode=mode):
+        model(torch.randn(2, 16))
+        with pytest.raises(UserError, match="load_state_dict was called inside"):
+            model.load_state_dict(other.state_dict())
+        with pytest.raises(UserError, match="load_state_dict was called inside"):
+            model.layers.load_state_dict(other.layers.state_dict())
+    model.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize("mode", ["none", "submodule", "model"])
+def test_a_model_can_be_trained_after_a_context_in_inference_mode(mode):
+    model, batch = Chain().eval(), torch.randn(2, 16)
+    with torch.inference_mode(), offload(model, "cpu", mode=mode):
         model(batch)
-        model.load_state_dict(other.state_dict())
-        assert torch.equal(model(batch), other(batch))
-    assert torch.equal(model(batch), other(batch))
+    model(batch).sum().backward()
+    assert not any(tensor.is_inference() for tensor in model.state_dict().values())
 
 
 class Stop(BaseException):
@@ -370,6 +382,12 @@ def test_batches_share_an_upload(together, transport):
     assert threading.enumerate() == threads
 
 
+def test_batches_that_share_an_upload_are_of_a_whole_model():
+    model = Chain().eval()
+    with offload(model, "cpu"), pytest.raises(UserError, match="this is a part of one"):
+        list(each(model.layers[0], [torch.randn(2, 16)] * 3, 2))
+
+
 def test_batches_that_part_ways_are_right():
     model = Branch().eval()
     batches = [torch.randn(2, 16) for _ in range(9)]
@@ -391,6 +409,17 @@ def test_settings_of_the_thread_hold_for_batches_that_share_an_upload():
         outputs = list(each(model, batches, 2))
     assert all(output.dtype == torch.bfloat16 and output.is_inference() for output in outputs)
     assert all(torch.equal(one, other) for one, other in zip(outputs, expected, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_settings_of_the_device_hold_for_batches_that_are_not_there_yet():
+    model, stream, seen = Chain().eval(), torch.cuda.Stream(), []
+    model.register_forward_hook(lambda *_: seen.append(torch.cuda.current_stream() == stream))
+    batches = [torch.randn(2, 16) for _ in range(3)]
+    with offload(model, "cuda", groups="leaf"), torch.cuda.stream(stream), torch.autocast("cuda", torch.bfloat16):
+        outputs = list(each(model, batches, 2))
+    assert all(output.dtype == torch.bfloat16 and output.device.type == "cpu" for output in outputs)
+    assert seen == [True] * 3
 
 
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
@@ -431,9 +460,14 @@ def test_training_mode_is_refused(mode):
     with pytest.raises(UserError, match=r"training mode.*model\.eval\(\)"), offload(model, "cpu", mode=mode):
         pass
     with offload(model.eval(), "cpu", mode=mode):
+        model(torch.randn(2, 16))
         model.train()
         with pytest.raises(UserError, match="training mode"):
             model(torch.randn(2, 16))
+    model.eval()
+    model.layers[2].train()
+    with pytest.raises(UserError, match=r"layers\.2 is in training mode"), offload(model, "cpu", mode=mode):
+        pass
     with offload(model.eval(), "cpu"):
         model.layers[2].train()
         with pytest.raises(UserError, match=r"layers\.2 is in training mode"):

@@ -173,6 +173,16 @@ def test_several_models_share_one_ring(recorder):
     assert statistics.departures == 0
 
 
+@pytest.mark.parametrize("mode", ["none", "submodule"])
+def test_a_model_within_another_is_refused_where_passes_are_told_apart(mode):
+    outer = nn.Sequential(linear(), linear()).eval()
+    for models in ({"net": outer, "head": outer[1]}, {"head": outer[1], "net": outer}):
+        with pytest.raises(UserError, match="head is a part of net"), offload(models, "cpu", mode=mode):
+            pass
+    with offload({"net": outer, "head": outer[1]}, "cpu", mode="model"):
+        assert torch.isfinite(outer(torch.randn(2, 64))).all()
+
+
 def test_inputs_are_taken_to_the_device_and_outputs_brought_back():
     """Meta stands for another device: its tensors may go anywhere but back."""
     from largebatch.memory.inputs import moved
