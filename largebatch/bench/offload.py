@@ -219,10 +219,10 @@ def overlap(timings: Timings, name: str) -> Spread:
 def _copying(sizes: Sequence[int], device: torch.device) -> Iterator[Callable[[], None]]:
     """Yield a call that copies groups of these sizes to the device, and nothing else."""
     transport = make_transport(device)
+    slot = transport.allocate(max(sizes))
     host = pages(max(sizes))
     host.zero_()
     transport.pin(host)
-    slot = transport.allocate(max(sizes))
 
     def copies() -> None:
         for size in sizes:
