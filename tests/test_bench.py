@@ -147,6 +147,13 @@ def test_both_loaders_read_every_photograph(compose, monkeypatch, tmp_path, inst
     assert abs(means[0] - means[1]) < 0.3
 
 
+def test_archives_cannot_be_held_against_a_loader_of_class_folders(compose, tmp_path):
+    (tmp_path / "ILSVRC2012_img_train.tar").touch()
+    config = compose("dataset=imagenet", f"dataset.root={tmp_path}")
+    with pytest.raises(UserError, match="reads class folders alone, and there are the official archives in"):
+        loader.loading(config.dataset, config.loader, batch=1, cores=1)
+
+
 def test_photographs_have_imagenets_size_and_are_no_noise(compose, tmp_path):
     from PIL import Image
 

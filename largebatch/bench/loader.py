@@ -15,7 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from largebatch.bench.compare import Side, Timings, take_turns
-from largebatch.config import DatasetConfig, LoaderConfig
+from largebatch.config import DatasetConfig, LoaderConfig, UserError
+from largebatch.data.layouts import FOLDERS, given_root, recognise
 from largebatch.data.source import FolderSource, Target
 from largebatch.data.stream import permutation
 
@@ -71,7 +72,17 @@ class Loading:
 
 
 def loading(files: DatasetConfig, loader: LoaderConfig, batch: int, cores: int) -> Loading:
-    """Return what is compared: loader processes as a run would have them."""
+    """Return what is compared: loader processes as a run would have them.
+
+    Raises:
+        UserError: the images do not lie in class folders.
+    """
+    root = given_root(files)
+    if root and (layout := recognise(root, files.name)).name != FOLDERS:
+        raise UserError(
+            f"bench loader: torchvision's ImageFolder reads class folders alone, and there are {layout}. Leave "
+            "dataset.root out for photographs that are made here, or name a directory of class folders."
+        )
     return Loading(files, batch, min(cores, 16) if loader.workers is None else loader.workers, loader.prefetch)
 
 

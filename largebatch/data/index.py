@@ -9,7 +9,6 @@ import errno
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.numpy import save
 from largebatch.config import UserError
 from largebatch.data.files import Container, Names
 from largebatch.data.listing import SPLITS, Listing, Table
+from largebatch.files import write_atomically
 
 NAME = "largebatch-index.safetensors"
 _VERSION = 1
@@ -72,7 +72,8 @@ def indexed(root: Path, layout: str, sources: Sequence[Path], scan: Callable[[],
     problem = ""
     for path in places(root):
         try:
-            _write(path, data)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data)
             return Indexed(listing, path, fresh=True)
         except OSError as error:
             problem = f"{path}: {error.strerror}"
@@ -98,20 +99,6 @@ def _packed(listing: Listing, root: Path, key: dict[str, object]) -> bytes:
     containers = [os.path.relpath(container.path, root) for container in listing.containers]
     about = {"key": key, "containers": containers, "classes": listing.classes}
     return save(arrays, {"index": json.dumps(about)})
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write atomically: a full disk leaves what was there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _load(path: Path, root: Path, key: dict[str, object]) -> Listing | None:

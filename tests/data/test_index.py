@@ -105,14 +105,14 @@ def test_an_archive_that_changes_while_it_is_indexed_is_refused(config, root, mo
 
 @pytest.mark.parametrize("why", [errno.EROFS, errno.EACCES])
 def test_beside_archives_that_cannot_be_written_the_cache_is_used(why, config, root, tmp_path, monkeypatch):
-    write = index._write
+    write = index.write_atomically
 
     def refuse(path, data):
         if path.parent == root:
             raise OSError(why, os.strerror(why))
         write(path, data)
 
-    monkeypatch.setattr(index, "_write", refuse)
+    monkeypatch.setattr(index, "write_atomically", refuse)
     first = open_splits(config)
     (kept,) = (tmp_path / "cache").iterdir()
     assert first.line.endswith(f"indexed in {kept}")
