@@ -25,7 +25,7 @@ def plan(session: Session) -> dict[str, Any]:
     asked = session.asked
     bus = measure_bus(session.world.device)
     compute = _computing(session)
-    loads = math.ceil(len(session.cuts) / asked.batches_per_load)
+    loads = 1 + math.ceil((len(session.cuts) - 1) / asked.batches_per_load)  # the first batch goes alone
     how = (asked.budget_bytes, asked.groups, asked.prefetch)
     plans = make_plans(session.models, loads, bus, compute or 0.0, *how)
     # Under submodule each network has the whole budget for itself, in its turn.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,13 @@ class Subject:
         """Return the earlier evaluations of the run, as far as they can be read."""
         try:
             lines = self.record.read_text(encoding="utf-8").splitlines() if self.record else []
-            return [json.loads(line) for line in lines]
         except (OSError, ValueError):
             return []
+        found = []
+        for line in lines:
+            with suppress(ValueError):  # half a line, of a disk that was full
+                found.append(json.loads(line))
+        return [one for one in found if isinstance(one, dict)]
 
     def notes(self, precision: str) -> list[str]:
         """Return what a reader of its figures must know; ``precision`` is that of this evaluation."""

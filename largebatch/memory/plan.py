@@ -134,7 +134,7 @@ def make_plans(
 
     Args:
         models: By name; several are an ensemble, used one after the other, each for all batches.
-        loads: Times that a model's weights are needed: batches, or batches over ``batches_per_load``.
+        loads: Times that a model's weights are needed: batches, or with ``batches_per_load`` fewer.
         bus: The way to the device, from :func:`measure_bus`.
         compute: Seconds that all computing takes with the weights at hand; 0 where that is not known.
         budget: Bytes of weights on the device; None for the least of each mode.

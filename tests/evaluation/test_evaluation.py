@@ -149,6 +149,14 @@ def test_a_run_that_diverged_is_said_so(runs, facts):
     assert facts(f"run={runs}/seed0")["notes"] == [f"{runs}/seed0 diverged after 1 epochs."]
 
 
+def test_figures_that_are_no_numbers_are_the_same_figures(runs, call):
+    state = load_file(runs / "seed0" / "model.safetensors")
+    save_file({name: value * torch.nan for name, value in state.items()}, runs / "nan.safetensors")
+    status, out, err = call(f"run={runs}/seed0", f"weights={runs}/nan.safetensors", "offload=model", "compare=true")
+    assert (status, err) == (0, "")
+    assert "the same figures" in out
+
+
 def test_another_precision_is_said_so(runs, facts):
     found = facts(f"run={runs}/seed0", "precision=fp64")
     assert found["notes"] == [f"{runs}/seed0 was trained and validated in fp32, and here in fp64."]

@@ -16,6 +16,7 @@ def bus(monkeypatch):
         ("run=runs/seed0", "prefetch=false"),
         ("run=runs/seed0", "groups=leaf", "prefetch=false", "batch=100"),
         ("run=runs/seed0", "batch=100", "fold_bn=true", "prefetch=false"),
+        ("run=runs/seed0", "batches_per_load=2", "prefetch=false"),
         ("runs=runs/seed*", "budget=650kB", "prefetch=false"),
     ],
     ids=" ".join,
@@ -68,6 +69,8 @@ def test_computing_is_known_from_an_earlier_evaluation(runs, facts, call):
     facts("run=runs/seed0", "batch=100")  # another way to compute
     assert facts(*words)["compute_seconds"] is None
     before = facts("run=runs/seed0")["seconds"]
+    with (runs / "seed0" / "evaluations.jsonl").open("a") as file:
+        file.write('5\n{"device": "cp')  # what cannot be read does not hide the rest
     known = facts(*words)
     assert known["compute_seconds"] == before
     assert all(one["seconds"] > before for one in known["plans"])
