@@ -1,6 +1,6 @@
 # `make train` and `make test` set up all they need: make, python3 (3.11 or later) and a network are enough.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test acceptance lint type format bench results golden clean python
+.PHONY: help setup train test acceptance peers lint type format bench results golden clean python
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -23,6 +23,10 @@ test: .venv/synced ## run the tests, two files at a time
 
 acceptance: .venv/synced ## run the long checks of what is promised, a quarter of an hour
 	$(BIN)/pytest -m acceptance -n 2 --durations=0
+
+peers: .venv/synced ## install what benchmarks compare with, and run the test that needs it
+	$(UV) sync --frozen --group bench --python $(PYTHON)
+	$(BIN)/pytest tests/memory/test_diffusers.py
 
 lint: .venv/synced ## check style
 	$(BIN)/ruff check .
