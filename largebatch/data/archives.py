@@ -76,7 +76,7 @@ def list_official(root: Path) -> Listing:
             raise UserError(
                 f"{train} holds '{shown(member.name)}' at byte {member.offset:,}: only a .tar a class is known."
             )
-    inner.sort(key=lambda member: member.name)
+    inner.sort(key=lambda member: member.name.removesuffix(".tar"))  # as the names of folders are
     classes = [member.name.removesuffix(".tar") for member in inner]
     if twice := {name for name, following in pairwise(classes) if name == following}:
         raise UserError(f"{train} holds '{shown(twice.pop())}.tar' twice: fetch it again.")

@@ -269,3 +269,15 @@ def test_recognising_reads_no_archive(copy):
     root = copy("official")
     (root / "ILSVRC2012_img_train.tar").write_bytes(b"")
     assert str(recognise(root, "imagenet")) == f"the official archives in {root}"
+
+
+def test_classes_of_archives_are_sorted_as_folders_are(at, tmp_path):
+    """'a' stands before 'a-b', though 'a.tar' stands behind 'a-b.tar'."""
+    tree = tmp_path / "tree"
+    for split in ("train", "val"):
+        for name in ("a", "a-b"):
+            (tree / split / name).mkdir(parents=True)
+            (tree / split / name / "1.JPEG").write_bytes(f"{split} {name}".encode())
+    folders, official = (open_splits(at(make(layout, tree, tmp_path / layout))) for layout in ("folders", "official"))
+    assert official.train.classes == folders.train.classes == ["a", "a-b"]
+    assert contents(official) == contents(folders)
