@@ -21,12 +21,14 @@ class Recorder:
         self.live = set()  # slots with content that may be read
         self.most_live = 0
         self.pinned = {}
+        self.in_flight = set()  # first bytes of sources: only close() waits on the host until they were read
 
     def pin(self, memory):
         self.pinned[memory.data_ptr()] = memory.numel()
         self.inner.pin(memory)
 
     def unpin(self, memory):
+        assert memory.data_ptr() not in self.in_flight, "host memory goes while it may still be copied from"
         del self.pinned[memory.data_ptr()]
         self.inner.unpin(memory)
 
@@ -44,6 +46,7 @@ class Recorder:
             raise OSError("the bus is broken")
         time.sleep(self.slow)
         self._log("copy", slot, source.data_ptr())
+        self.in_flight.add(source.data_ptr())
         assert slot not in self.live, "a slot is written over while it is in use"
         if self.lazy:
             self.on_the_way[slot] = source
@@ -73,6 +76,7 @@ class Recorder:
 
     def close(self):
         self.inner.close()
+        self.in_flight.clear()
 
     def _log(self, operation, slot, *more):
         self.log.append((operation, self.slots.index(slot), *more))
