@@ -137,9 +137,6 @@ class Group:
 
         Outside of inference_mode, whose tensors could not be trained afterwards.
         """
-        if self._pinned:
-            transport.unpin(self.host)
-        self._pinned = False
         first = 0
         for region, offset in zip(self.regions[: self._moved], self._offsets, strict=False):
             last = first + len(region.tensors)
@@ -152,6 +149,9 @@ class Group:
             first = last
         self._moved = 0
         self._home = []
+        if self._pinned:
+            transport.unpin(self.host)
+        self._pinned = False
         self.host = torch.empty(0, dtype=torch.uint8)
 
     def views(self, memory: Tensor) -> list[Tensor]:

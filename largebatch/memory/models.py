@@ -60,11 +60,12 @@ class Models:
             border.guard(model, stack)
 
     def _restore(self) -> None:
-        self._transport.close()
-        for group in list(self._slots):
-            self._send_away(group)
-        for group in self._groups:
-            group.move_out(self._transport)
+        with ExitStack() as stack:  # last first; after an error of the device each fails, and weights still come home
+            for group in self._groups:
+                stack.callback(group.move_out, self._transport)
+            for group in self._slots:
+                stack.callback(self._send_away, group)
+            stack.callback(self._transport.close)
 
     def _entering(self, group: Group, name: str) -> Any:
         def enter(module: nn.Module, args: Any) -> None:

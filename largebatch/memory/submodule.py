@@ -81,12 +81,13 @@ class Submodules:
 
     def _restore(self) -> None:
         self._stop_watching()
-        self._transport.close()
         self._views.clear()
-        for slot in self._slots:
-            self._transport.release(slot)
-        for group in (self._kept, *self._groups):
-            group.move_out(self._transport)
+        with ExitStack() as stack:  # last first; after an error of the device each fails, and weights still come home
+            for group in (self._kept, *self._groups):
+                stack.callback(group.move_out, self._transport)
+            for slot in self._slots:
+                stack.callback(self._transport.release, slot)
+            stack.callback(self._transport.close)
 
     def _beginning(self, name: str) -> Any:
         def begin(module: nn.Module, args: Any) -> None:

@@ -326,6 +326,29 @@ def test_a_start_that_fails_leaves_the_model_as_it_was(mode):
         pass
 
 
+class Broken(CpuTransport):
+    """Like a device after an error, which every later call repeats."""
+
+    def close(self):
+        raise OSError("the device is gone")
+
+    def release(self, slot):
+        self.close()
+
+    def unpin(self, memory):
+        self.close()
+
+
+@pytest.mark.parametrize("mode", ["none", "submodule", "model"])
+def test_a_broken_device_gives_the_weights_back(mode):
+    models = {str(number): Chain().eval() for number in range(3)}
+    before, batch = [facts(model) for model in models.values()], torch.randn(2, 16)
+    with pytest.raises(OSError, match="is gone"), offload(models, "cpu", mode=mode, transport=Broken()):  # noqa: PT012
+        for model in models.values():
+            model(batch)
+    assert [facts(model) for model in models.values()] == before
+
+
 def test_slow_copies_make_it_slow_and_nothing_else():
     model, batch = Chain().eval(), torch.randn(2, 16)
     with torch.no_grad():
