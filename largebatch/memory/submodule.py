@@ -41,6 +41,7 @@ class Submodules:
         self._groups = [Group(part.names, part.regions) for part in grouping.parts]
         self._kept = Group((), grouping.kept.regions)
         self._slots: list[Slot] = []
+        self._kept_slots: list[Slot] = []  # one, or none where nothing is kept
         self._views: dict[tuple[Group, Slot], list[Tensor]] = {}
         self._where: dict[Group, Slot] = {}  # also groups that are on their way
         self._current: Group | None = None
@@ -74,6 +75,7 @@ class Submodules:
         self._kept.move_in(self._transport)
         slot = self._transport.allocate(self._kept.size)
         stack.callback(self._transport.release, slot)
+        self._kept_slots.append(slot)
         self._transport.copy(slot, self._kept.host)
         self._transport.wait(slot)
         self._kept.point(self._kept.views(slot.memory))
@@ -102,7 +104,8 @@ class Submodules:
         self._model, self._position = name, 0
         if name not in self._orders and self._groups:
             self._trace = []
-            self._watch = Watch(self._models, self._groups, [slot.memory for slot in self._slots])
+            there = [slot.memory for slot in (*self._slots, *self._kept_slots)]
+            self._watch = Watch(self._models, self._groups, there)
             self._watch.begin(name)
 
     def _end(self, module: nn.Module, args: Any, output: Any) -> None:

@@ -586,6 +586,25 @@ def test_a_module_that_writes_into_its_buffer_is_refused():
     assert model.layers[1].count == 0
 
 
+class Counting(nn.Module):
+    """Counts its calls in a buffer beside its layers, which stays on the device."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 16)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, hidden):
+        self.calls.add_(1)
+        return self.layer(hidden)
+
+
+def test_a_module_that_writes_into_a_buffer_that_stays_is_refused():
+    model = nn.Sequential(Counting(), nn.Linear(16, 16)).eval()
+    with offload(model, "cpu"), pytest.raises(UserError, match="0 writes into a weight or a buffer"):
+        model(torch.randn(2, 16))
+
+
 def test_unknown_words():
     with pytest.raises(UserError, match=r"mode=submodules is not known.*Did you mean 'submodule'"):
         offload(Chain().eval(), "cpu", mode="submodules").__enter__()
