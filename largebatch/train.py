@@ -20,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from largebatch import checkpoint
 from largebatch.batchnorm import recomputed
 from largebatch.config import Config, Fault, UserError
-from largebatch.data.source import Batch, Source, is_lost_loader
+from largebatch.data.source import Batch, Source, is_lost_loader, lost_loader
 from largebatch.data.stream import DROPOUT, IndependentShuffles, SampleStream, key
 from largebatch.evaluate import batches_of, evaluate, shard, wide
 from largebatch.interrupt import FAULT, Signals
@@ -167,10 +167,7 @@ def _faults_in_words(config: Config, placement: Placement) -> Iterator[None]:
                 "same), then a smaller n (it does not)."
             ) from error
         if is_lost_loader(error):
-            raise Fault(
-                f"a loader process is gone: {error} If the machine ran out of memory, use a smaller loader.workers "
-                "or loader.prefetch."
-            ) from error
+            raise lost_loader(error) from error
         if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             raise Fault(
                 f"a disk failed the run: {error}. Its checkpoints are whole: when the disk has room again, go on with "

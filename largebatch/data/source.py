@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from largebatch.config import DatasetConfig, LoaderConfig, UserError
+from largebatch.config import DatasetConfig, Fault, LoaderConfig, UserError
 from largebatch.data import sets
 from largebatch.data.decode import DAMAGE, check_resized, decode
 from largebatch.data.files import Split
@@ -220,6 +220,14 @@ def _leave_signals_to_the_run(worker: int) -> None:
 def is_lost_loader(error: BaseException) -> bool:
     """Whether a loader process was killed; torch has only words for it, and raises them wherever the run is."""
     return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
+
+
+def lost_loader(error: BaseException) -> Fault:
+    """Return what to raise for a loader process that was killed: what may have happened, and what to do."""
+    return Fault(
+        f"a loader process is gone: {error} If the machine ran out of memory, use a smaller loader.workers or "
+        "loader.prefetch."
+    )
 
 
 def _watched(loader: DataLoader[_Sample]) -> Iterator[tuple[Tensor, Tensor, list[str | UserError]]]:

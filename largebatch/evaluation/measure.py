@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from largebatch.config import UserError
-from largebatch.data.source import Batch
+from largebatch.data.source import Batch, is_lost_loader, lost_loader
 from largebatch.evaluate import Evaluation, evaluate
 from largebatch.evaluation.session import Session
 from largebatch.learner import autocast
@@ -64,12 +64,15 @@ def measure(session: Session, mode: str, cuts: int | None = None) -> Measured:
 
     Raises:
         UserError: the budget is too small, or the device's memory is.
+        Fault: a loader process is gone.
     """
     try:
         return _measure(session, mode, session.cuts[:cuts])
     except UserError as error:
         raise UserError(str(error).replace("mode=", "offload=")) from None  # as the key is called here
     except Exception as error:
+        if is_lost_loader(error):
+            raise lost_loader(error) from error
         if not is_out_of_memory(error):
             raise
         wanted = "a smaller batch"

@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from largebatch.config import UserError
+from largebatch.config import Fault, UserError
 
 PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 
@@ -32,7 +32,11 @@ class Transport(Protocol):
     device: torch.device
 
     def pin(self, memory: Tensor) -> None:
-        """Get pages of host memory ready to be copied from."""
+        """Get pages of host memory ready to be copied from.
+
+        Raises:
+            Fault: the machine does not allow it.
+        """
 
     def unpin(self, memory: Tensor) -> None:
         """Make them ordinary memory again."""
@@ -99,7 +103,12 @@ class CudaTransport:
 
     def pin(self, memory: Tensor) -> None:
         """Pin the pages where they are, after they were filled: PyTorch's pinned allocator would need a second copy."""
-        torch.cuda.check_error(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), PORTABLE))  # type: ignore[no-untyped-call]
+        code = int(torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.numel(), PORTABLE))  # type: ignore[no-untyped-call]
+        if code:
+            raise Fault(
+                f"{memory.numel():,} bytes of host memory could not be pinned (CUDA error {code}): the memory that a "
+                "process or container may lock is limited (ulimit -l). Raise the limit, or take a smaller network."
+            )
 
     def unpin(self, memory: Tensor) -> None:
         """Unpin them."""
