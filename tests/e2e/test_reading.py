@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from largebatch import cli
+from largebatch.config import digest
 
 RECORDS = Path(__file__).parents[2] / "results" / "digits-curves"
 
@@ -129,9 +130,13 @@ def test_mistakes(call, records, words, sentence):
     assert err.endswith(f"{end}\n")
 
 
-def test_other_epochs_are_refused_unless_insisted_on(call, records):
+def test_other_data_are_refused_unless_insisted_on(call, records):
     for path in records.glob("k4-*/provenance.json"):
-        path.write_text(path.read_text().replace('"train_images": 1437', '"train_images": 1400'))
+        origin = json.loads(path.read_text())
+        origin["experiment"]["dataset"]["train_images"] = 1400
+        origin["experiment_hash"] = digest(origin["experiment"])
+        origin["run_hash"] = digest({**origin["experiment"], "seed": origin["seed"]})
+        path.write_text(json.dumps(origin))
     status, out, err = call("table", "runs=records")
     assert (status, out) == (2, "")
     assert "they differ in dataset.train_images (" in err

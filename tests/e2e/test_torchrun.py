@@ -66,7 +66,7 @@ def test_mistakes_under_torchrun_are_said_once(tmp_path):
     ]
     words = (
         "2 processes were started (WORLD_SIZE), which does not divide k=3",
-        "a sweep (-m) cannot be run inside a rank",
+        "a sweep (-m, launcher=slurm) cannot be started in a rank",
         "nowhere does not exist",
     )
     for process, text in zip(together, words, strict=True):
