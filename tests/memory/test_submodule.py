@@ -445,6 +445,21 @@ def test_settings_of_the_device_hold_for_batches_that_are_not_there_yet():
     assert seen == [True] * 3
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_the_device_holds_no_more_than_was_planned():
+    """Wide layers and few samples, so that activations are small beside the weights: 8 × 16 MB against 2 groups."""
+    model = nn.Sequential(*[nn.Linear(2048, 2048) for _ in range(8)]).eval()
+    images = torch.randn(4, 2048, device="cuda")
+    torch.nn.functional.linear(images, images.new_zeros(2, 2048))  # its library's workspace stays for good
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    with torch.no_grad(), offload(model, "cuda", groups="leaf") as statistics:
+        model(images)
+    took = torch.cuda.max_memory_allocated() - before
+    assert statistics.planned_peak_bytes < statistics.weight_bytes / 3
+    assert took <= statistics.planned_peak_bytes + 2**20
+
+
 @pytest.mark.parametrize("kind", [ValueError, KeyboardInterrupt])
 def test_one_of_several_batches_fails(kind, recorder):
     def fail(hidden):
