@@ -160,7 +160,8 @@ def _memory(name: str, start: Start, model: nn.Module, images: Tensor, bf16: boo
             torch.cuda.reset_peak_memory_stats(images.device)
         one()
         peak = torch.cuda.max_memory_allocated(images.device) - before if cuda else None
-        growth = None if host is None else _host_bytes() - host  # type: ignore[operator]
+        now = _host_bytes()
+        growth = None if host is None or now is None else now - host
     facts: Facts = {"device_bytes": peak, "host_growth_bytes": growth}
     if name in OURS:
         grouping = cut({"": copy.deepcopy(model)}, name, None, 2)

@@ -178,12 +178,15 @@ class _Opened:
     """Descriptors of this process: a forked one would share its parent's, a spawned one would have none."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._process = os.getpid()
         self._descriptors: OrderedDict[str, int] = OrderedDict()
 
     def descriptor(self, container: Container) -> int:
         if self._process != os.getpid():
-            self.__init__()  # type: ignore[misc]
+            self._begin()
         if container.path not in self._descriptors:
             if len(self._descriptors) == _MOST_OPEN:
                 os.close(self._descriptors.popitem(last=False)[1])
@@ -225,6 +228,9 @@ class _RowGroups:
     """The row groups that were used last, up to some bytes."""
 
     def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
         self._process = os.getpid()
         self._held: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._opened: OrderedDict[str, Any] = OrderedDict()
@@ -235,7 +241,7 @@ class _RowGroups:
 
     def column(self, container: Container, group: int) -> Any:
         if self._process != os.getpid():
-            self.__init__()  # type: ignore[misc]
+            self._begin()
         key = (container.path, group)
         if key not in self._held:
             # Without threads of its own, which a forked process would not have.
