@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType, TracebackType
@@ -12,6 +15,7 @@ from typing import Any
 FAULT = 1
 INTERRUPTED = 130  # exit status after SIGINT, by the shell's convention
 ENDED = 75  # exit status after SIGTERM and SIGUSR1: "try again later" (sysexits.h), which schedulers requeue
+_PR_SET_PDEATHSIG = 1
 
 
 class Signals:
@@ -72,3 +76,14 @@ def ended_by_signals() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_with(parent: int) -> None:
+    """Tie the life of this process to the one that started it, ``parent``: when that is gone, so is this one.
+
+    Call it first thing. On systems other than Linux it only finds out whether the parent is gone already.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it was gone before this process asked to be told
+        os._exit(FAULT)

@@ -26,3 +26,27 @@ def test_a_second_signal_ends_the_process_at_once(number):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == -number
     assert done.stdout == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of a parent's death")
+@pytest.mark.parametrize("parent_first", [False, True])
+def test_a_tied_process_ends_with_its_parent(parent_first):
+    """The parent is killed while the child is busy, or before the child has tied itself."""
+    program = (
+        "import os, signal, time\n"
+        "from largebatch.interrupt import end_with\n"
+        "parent = os.getpid()\n"
+        "said, tied = os.pipe()\n"
+        "if os.fork():\n"
+        f"    {parent_first} or os.read(said, 1)\n"
+        "    os.kill(parent, signal.SIGKILL)\n"
+        f"while {parent_first} and os.getppid() == parent: time.sleep(0.01)\n"
+        "end_with(parent)\n"
+        "os.write(tied, b'.')\n"
+        "time.sleep(600)\n"
+        "print('outlived it')\n"
+    )
+    # Its output ends when the last process that could write to it is gone.
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == -signal.SIGKILL
+    assert done.stdout == done.stderr == ""

@@ -20,6 +20,7 @@ from largebatch.data.decode import DAMAGE, check_resized, decode
 from largebatch.data.files import Split
 from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
+from largebatch.interrupt import end_with
 
 _Problem = str | UserError | None  # a corrupt image, or what ends the run, as UserError cannot leave a loader process
 _Sample = tuple[Tensor, int, _Problem]
@@ -190,7 +191,7 @@ class FolderSource:
             prefetch_factor=self._prefetch if self._workers else None,
             pin_memory=self._target.device.type == "cuda",
             collate_fn=_collate,
-            worker_init_fn=_leave_signals_to_the_run,
+            worker_init_fn=functools.partial(_belong_to, os.getpid()),
         )
         for pixels, labels, problems in _watched(loader):
             for problem in problems:
@@ -211,8 +212,12 @@ def _tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Let a loader process outlive Ctrl-C and a scheduler's SIGTERM, which reach it too: the run ends it."""
+def _belong_to(run: int, worker: int) -> None:
+    """Let a loader process live as long as its run: Ctrl-C and a scheduler's SIGTERM reach it too, and are the run's.
+
+    Torch's own watch over the parent sees nothing while an image is read, and not a parent that died first.
+    """
+    end_with(run)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import multiprocessing
@@ -20,12 +19,11 @@ from types import FrameType
 from typing import Any, TypeVar, cast
 
 from largebatch.config import Fault, UserError
-from largebatch.interrupt import Signals
+from largebatch.interrupt import Signals, end_with
 
 R = TypeVar("R")
 
 HANG = "Hang"  # the exception's name, by which the word of a rank that found the run hanging is known
-_PR_SET_PDEATHSIG = 1
 _WATCH_SECONDS = 0.1  # between two looks at the ranks
 
 
@@ -150,10 +148,7 @@ def enter(launcher: tuple[int, int], function: Callable[..., R], arguments: tupl
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE="True")
     # Ctrl-C reaches the launcher alone, which passes it on; a launcher that is killed takes its ranks along.
     os.setsid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    end_with(parent)
     try:
         return function(*arguments)
     except Exception:
