@@ -4,9 +4,10 @@ A :class:`Network` is a list of nodes in topological order. A node makes one ten
 is in integers where its node has an ``output`` :class:`Quantization`: real value = scale · (integer − zero_point),
 stored as uint8. Elsewhere it is float32. A batch of images, float32 (batch, C, H, W), is the tensor ``images``.
 
-**The arithmetic**, so that all engines can be compared. Notation: x and r are inputs with scales s_x, s_r and zero points
-z_x, z_r; y is the output with s_y, z_y and the bounds ``low`` and ``high``, into which clip() brings a value; R rounds to
-the nearest integer, ties to even. A multiplier m is computed in float64 and stored as float32; so are all products here.
+**The arithmetic**, so that all engines can be compared. Notation: x and r are inputs with scales s_x, s_r and zero
+points z_x, z_r; y is the output with s_y, z_y and the bounds ``low`` and ``high``, into which clip() brings a value; R
+rounds to the nearest integer, ties to even. A multiplier m is computed in float64 and stored as float32, and what is
+multiplied with it is a float32 before and after.
 
 ``quantize``
     y = clip(R(x / s_y + z_y)), from float32; in float32.
@@ -15,7 +16,8 @@ the nearest integer, ties to even. A multiplier m is computed in float64 and sto
 ``conv``, ``linear``
     acc = Σ (x − z_x) · w + b, exact in int32, and y = clip(R(acc · m) + z_y), for output channel o with
     m = s_x · s_w[o] / s_y. Padding is with zeros of the real values, so with z_x. With a second input r, a residual:
-    y = clip(R(acc · m + (r − z_r) · m_r) + z_y), m_r = s_r / s_y.
+    y = clip(R(acc · m + (r − z_r) · m_r) + z_y), m_r = s_r / s_y. Without an output quantization, as of the logits:
+    y = acc · m, m = s_x · s_w[o], in float32; such a node has no residual.
 ``add``
     y = clip(R((x − z_x) · m_x + (r − z_r) · m_r) + z_y), m_x = s_x / s_y, m_r = s_r / s_y.
 ``multiply``
@@ -51,8 +53,9 @@ Attributes by operator:
     ``branch``: the quantization (scale, zero point, low, high) of the product alone, for engines that cannot fuse:
     see :func:`unfused`.
 ``move``, ``float``
-    ``target``, an operator of PyTorch such as ``aten.flatten.using_ints``; ``arguments``, in order, in which {"input": i}
-    stands for the i-th input and {"tensor": name} for one of the node's tensors; ``keywords``, a mapping likewise.
+    ``target``, an operator of PyTorch such as ``aten.flatten.using_ints``; ``arguments``, in order, in which
+    {"input": i} stands for the i-th input and {"tensor": name} for one of the node's tensors; ``keywords``, a mapping
+    likewise.
 
 Tensors by operator:
 
@@ -103,7 +106,7 @@ class Node:
         name: The tensor's, unique: for layers with weights that of the module, such as ``layer1.0.conv1``.
         operator: One of the table's.
         inputs: Names of tensors; the second of a conv or linear, where there is one, is a residual.
-        output: How its integers are read; None: it is float32.
+        output: How its integers are read; None: the tensor is float32.
         attributes: See the list; JSON's types alone.
         tensors: Weights; see the list.
     """
@@ -146,7 +149,7 @@ class Network:
     @property
     def integer_operators(self) -> list[str]:
         """Names of the nodes that compute in integers."""
-        return [node.name for node in self.nodes if node.operator in INTEGER and node.output is not None]
+        return [node.name for node in self.nodes if node.operator in INTEGER]
 
     @property
     def float_operators(self) -> list[str]:
