@@ -27,6 +27,7 @@ from largebatch.commands.eval import evaluate, quoted
 from largebatch.commands.explain import explain
 from largebatch.commands.outcome import FAULT, MISTAKE, Call, Command, PlainCommand, Values, say
 from largebatch.commands.plot import PLOT
+from largebatch.commands.predict import PREDICT
 from largebatch.commands.report import REPORT
 from largebatch.commands.run_sweep import sweep_arms
 from largebatch.commands.sweep import SWEEP
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Command | PlainCommand] = {
     "eval": Command("evaluate runs, ensembles and weights from files, also in less memory than they take", evaluate),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
+    "predict": PREDICT,
     "data": DATA,
     "table": TABLE,
     "plot": PLOT,

@@ -19,9 +19,10 @@ LAYERS = (
     "models sweep",
     "evaluate exchange definition",
     "meter learner watchdog",
+    "probe",
     "train",
     "compress",
-    "explain certify evaluation probe predict bench",
+    "explain certify evaluation predict bench",
     "commands",
     "cli",
     "__main__",
@@ -39,6 +40,7 @@ LIGHT = (
     "interrupt",
     "report",
     "sweep",
+    "predict",
 )  # redraw figures on any laptop
 
 
