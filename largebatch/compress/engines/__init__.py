@@ -1,0 +1,1 @@
+"""What computes a network in integers, each on its own hardware."""

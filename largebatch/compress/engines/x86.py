@@ -1,0 +1,126 @@
+"""Networks in integers on x86 processors: oneDNN's kernels for bytes, called as PyTorch ships them.
+
+They are the kernels that PyTorch's own way there (export, quantizer, inductor) ends at, without that way: nothing to
+compile, no pattern that may fail to match, and scales that are the network's own, so that every node can be compared.
+PyTorch's ``onednn::qadd`` and ``qmul`` are not used: in torch 2.15 both are wrong for tensors of more than a few
+elements. Residuals are added by the convolution before them.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from largebatch.compress.engines.plain import Step, centred, program, settle
+from largebatch.compress.network import Network, Node, Program, Quantization
+
+
+@dataclass(frozen=True)
+class X86:
+    """oneDNN's int8 kernels: AVX2, AVX-512, VNNI or AMX, what the processor has."""
+
+    name: str = "x86"
+
+    def available(self) -> str | None:
+        """Return None on an x86 processor with AVX2, else why not."""
+        if platform.machine().lower() not in ("x86_64", "amd64"):
+            return f"engine=x86 needs an x86 processor, and this is {platform.machine()}: use engine=onnxruntime."
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            return "engine=x86 needs a PyTorch with oneDNN, and this one has none: use engine=onnxruntime."
+        if torch.backends.cpu.get_cpu_capability() in ("DEFAULT", "NO AVX"):
+            return "engine=x86 needs a processor with AVX2: use engine=onnxruntime."
+        return None
+
+    def load(self, network: Network) -> Program:
+        """Return the network ready to run on the CPU, its weights in the order that the kernels want."""
+        spent = _spent(network)
+
+        def convolution(node: Node, given: Sequence[Quantization]) -> Step:
+            return _convolution(node, given, node.name in spent)
+
+        return program(network, {"conv": convolution, "linear": _linear})
+
+
+def _spent(network: Network) -> set[str]:
+    """Return the convolutions that may write over their residual: nobody reads it later, under any name."""
+    views = {node.name for node in network if node.operator == "move"}
+    views |= {name for node in network if node.operator == "move" for name in node.inputs}
+    last = {name: node.name for node in network for name in node.inputs}
+    return {
+        node.name
+        for node in network
+        if node.operator == "conv"
+        and len(set(node.inputs)) == 2
+        and last[node.inputs[1]] == node.name
+        and node.inputs[1] not in views
+    }
+
+
+def _weights(node: Node, of_x: Quantization) -> tuple[Tensor, Tensor, Tensor]:
+    """Return scales, zero points, and the bias in real values, as the kernels take them."""
+    scale = node.tensors["weight_scale"]
+    bias = (node.tensors["bias"].double() * of_x.scale * scale.double()).float()
+    return scale, torch.zeros(len(scale), dtype=torch.int64), bias
+
+
+def _ending(output: Quantization | None) -> tuple[float, int, torch.dtype, str]:
+    """Return scale, zero point and type of what a kernel makes, and the function that it applies last."""
+    if output is None:
+        return 1.0, 0, torch.float32, "none"
+    return output.scale, output.zero_point, torch.uint8, "relu" if output.low == output.zero_point else "none"
+
+
+def _clipped(y: Tensor, output: Quantization | None) -> Tensor:
+    """Apply the bounds that neither the type nor the kernel has applied."""
+    if output is None:
+        return y
+    low = 0 if output.low == output.zero_point else output.low
+    return y if low == 0 and output.high == 255 else y.clamp_(low, output.high)
+
+
+def _convolution(node: Node, given: Sequence[Quantization], spent: bool) -> Step:
+    output, of_x, how = node.output, given[0], node.attributes
+    scale, zeros, bias = _weights(node, of_x)
+    shape = (list(how["stride"]), list(how["padding"]), list(how["dilation"]), how["groups"])
+    packed = torch.ops.onednn.qconv_prepack(node.tensors["weight"], scale, of_x.scale, of_x.zero_point, *shape, None)
+    weights = (packed, scale, zeros)
+    *to, after = _ending(output)
+
+    def alone(x: Tensor) -> Tensor:
+        y = torch.ops.onednn.qconv2d_pointwise(
+            x, of_x.scale, of_x.zero_point, *weights, bias, *shape, *to, after, [], ""
+        )
+        return _clipped(y, output)
+
+    def added(x: Tensor, r: Tensor) -> Tensor:
+        onto = (r if spent else r.clone()).contiguous(memory_format=torch.channels_last)
+        read = (given[1].scale, given[1].zero_point)
+        y = torch.ops.onednn.qconv2d_pointwise.binary(
+            x, of_x.scale, of_x.zero_point, *weights, onto, bias, *shape, *to, *read, "sum", 1.0, after, [], ""
+        )
+        return _clipped(y, output)
+
+    return alone if len(given) == 1 else added
+
+
+def _linear(node: Node, given: Sequence[Quantization]) -> Step:
+    output, of_x = node.output, given[0]
+    scale, zeros, bias = _weights(node, of_x)
+    packed = torch.ops.onednn.qlinear_prepack(node.tensors["weight"], None)
+
+    def product(x: Tensor, to: Quantization | None) -> Tensor:
+        y = torch.ops.onednn.qlinear_pointwise(
+            x, of_x.scale, of_x.zero_point, packed, scale, zeros, bias, *_ending(to), [], ""
+        )
+        return _clipped(y, to)
+
+    def added(x: Tensor, r: Tensor) -> Tensor:
+        assert output is not None
+        real = product(x, None) + centred(r, given[1]).mul_(given[1].scale)
+        return settle(real.div_(output.scale), output)
+
+    return (lambda x: product(x, output)) if len(given) == 1 else added
