@@ -1,5 +1,6 @@
 import functools
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +13,9 @@ from largebatch.config import Config
 # Waiting threads that spin would take the cores from the processes that other tests have started.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# A shell starts what runs in the background with SIGINT ignored, and so would every process that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Also under --no-skips: no package brings a GPU.
 MAY_BE_MISSING = ("there is no CUDA device",)
