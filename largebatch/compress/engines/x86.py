@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from largebatch.compress.engines.plain import Step, centred, program, settle
+from largebatch.compress.engines.plain import Step, program
 from largebatch.compress.network import Network, Node, Program, Quantization
 
 
@@ -42,7 +42,7 @@ class X86:
         def convolution(node: Node, given: Sequence[Quantization]) -> Step:
             return _convolution(node, given, node.name in spent)
 
-        return program(network, {"conv": convolution, "linear": _linear})
+        return program(network, {"conv": convolution, "linear": _linear, "max_pool": _max_pool})
 
 
 def _spent(network: Network) -> set[str]:
@@ -120,7 +120,15 @@ def _linear(node: Node, given: Sequence[Quantization]) -> Step:
 
     def added(x: Tensor, r: Tensor) -> Tensor:
         assert output is not None
-        real = product(x, None) + centred(r, given[1]).mul_(given[1].scale)
-        return settle(real.div_(output.scale), output)
+        residual = (r.float() - given[1].zero_point) * given[1].scale
+        real = (product(x, None) + residual) / output.scale
+        return (real.round_() + output.zero_point).clamp_(output.low, output.high).to(torch.uint8)
 
     return (lambda x: product(x, output)) if len(given) == 1 else added
+
+
+def _max_pool(node: Node, given: Sequence[Quantization]) -> Step:
+    how = [list(node.attributes[key]) for key in ("kernel", "stride", "padding", "dilation")]
+    ceil = bool(node.attributes["ceil"])
+    # aten::max_pool2d counts the pixels of a map in the type of its elements, 255 at most: this one takes any bytes.
+    return lambda x: torch.ops.quantized.max_pool2d(x, *how, ceil)
