@@ -206,6 +206,24 @@ class RunningStatistics:
 
 
 @contextmanager
+def one_worker_at_a_time(model: nn.Module) -> Iterator[None]:
+    """Let every pass in training be one worker's, normalised over itself, and leave the running statistics alone.
+
+    Args:
+        model: With BatchNorms that :class:`RunningStatistics` has converted.
+    """
+    norms = batchnorms(model)
+    momenta = [cast(PerWorker, norm).momenta for norm in norms]
+    for norm in norms:
+        _count(norm, (None,))
+    try:
+        yield
+    finally:
+        for norm, groups in zip(norms, momenta, strict=True):
+            _count(norm, groups)
+
+
+@contextmanager
 def recomputed(model: nn.Module, forward: Callable[[Tensor], Any], batches: Iterable[Tensor]) -> Iterator[None]:
     """Put fresh statistics in the place of the running ones, and the running ones back afterwards.
 

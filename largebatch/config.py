@@ -240,6 +240,30 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ProbeConfig:
+    """What is measured of how far k can grow: at a run's start and every ``every`` epochs; null: nothing.
+
+    ``steps`` small steps of n samples are followed (null: k of them). The sharpness is that of the mean loss over
+    ``batches`` minibatches of n, by ``products`` Hessian-vector products at most. ``layers`` keeps figures by layer.
+    """
+
+    every: int | None
+    steps: int | None
+    batches: int
+    products: int
+    layers: bool
+
+    def __post_init__(self) -> None:
+        for key in ("every", "batches", "products"):
+            at_least(f"probe.{key}", getattr(self, key), 1)
+        if self.steps is not None and self.steps < 2:
+            raise UserError(
+                f"probe.steps={self.steps} is too few: drift is between two small steps, and the noise scale between "
+                "the gradients of two workers. It takes 2 or more."
+            )
+
+
+@dataclass(frozen=True)
 class LauncherConfig:
     """Who starts the processes of a run, or of a sweep's runs.
 
@@ -380,6 +404,7 @@ class Config:
     optimizer: OptimizerConfig
     loader: LoaderConfig
     checkpoint: CheckpointConfig
+    probe: ProbeConfig
     launcher: LauncherConfig
     sweep: SweepConfig
     pitfall: PitfallConfig
@@ -409,6 +434,8 @@ class Config:
         self._check_epochs()
         self._check_exact()
         self._check_pitfall()
+        if self.probe.every is not None:
+            self.check_probe()
 
     def _check_epochs(self) -> None:
         given = self.schedule.milestones
@@ -432,6 +459,25 @@ class Config:
     def _check_pitfall(self) -> None:
         if self.pitfall.name.startswith("absorb_rate") and self.optimizer.name != "sgd":
             raise UserError(f"pitfall={self.pitfall.name} is a form of SGD's momentum: it needs optimizer=sgd.")
+
+    def check_probe(self) -> None:
+        """Raise :class:`UserError` where small steps cannot be compared with a large one."""
+        if self.k == 1 and self.probe.steps is None:
+            raise UserError(
+                "k=1 leaves nothing to compare: its large step is the small one, and the noise scale takes the "
+                "gradients of two workers. Say how many small steps to follow, such as probe.steps=32, or take "
+                "a larger k."
+            )
+        if self.optimizer.name != "sgd":
+            raise UserError(
+                f"optimizer={self.optimizer.name} cannot be probed: the small steps and the bound of stability are "
+                "those of SGD. Use optimizer=sgd, or probe.every=null."
+            )
+        if self.pitfall.name != "none":
+            raise UserError(
+                f"pitfall={self.pitfall.name} cannot be probed: the small steps are those of the paper's recipe. Use "
+                "pitfall=none, or probe.every=null."
+            )
 
     def _check_exact(self) -> None:
         if not self.exact:

@@ -21,6 +21,13 @@ Files (schema 1):
     The weights at the end, under the network's own names.
 ``events.out.tfevents.*``
     The same figures for TensorBoard.
+``probes.jsonl``
+    A line for every place where it was measured how far k can grow (:mod:`largebatch.probe`), by rising ``iteration``:
+    ``epoch`` as a fraction; ``rate`` η̂ there and ``small_rate`` η̂ / k; over the small steps ``cosine`` and ``distance``
+    (from the second on) and ``end_point`` (from the first); ``gradient_squared`` |G|² and ``noise_trace`` tr Σ (of one
+    sample); ``sharpness`` λ_max, whether it stood still, ``rate_times_sharpness`` η̂ λ_max and the ``stability_bound``
+    it is to stay below; ``bn_mean_moved`` and ``bn_variance_moved`` since the line before; ``layers`` where asked for;
+    ``seconds`` that it took.
 ``evaluations.jsonl``
     A line for each `largebatch eval` of the run, appended; see :mod:`largebatch.evaluation.report`.
 ``starts.jsonl``
@@ -163,6 +170,34 @@ def read_metrics(directory: Path, kind: str | None = None) -> list[dict[str, Any
     return lines
 
 
+def read_probes(directory: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``probes.jsonl``, as far as they are whole; none where the run was not probed."""
+    try:
+        text = (directory / "probes.jsonl").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for one in text.splitlines():
+        try:
+            lines.append(json.loads(one))
+        except ValueError:
+            break
+    return lines
+
+
+def write_probes(directory: Path, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Replace ``probes.jsonl``, in the order of the iterations."""
+    ordered = sorted(lines, key=lambda line: int(line["iteration"]))
+    text = "".join(json.dumps(finite(line)) + "\n" for line in ordered)
+    write_atomically(directory / "probes.jsonl", text.encode())
+
+
+def add_probe(directory: Path, line: Mapping[str, Any]) -> None:
+    """Add a line to ``probes.jsonl``, in the place of an earlier one of that iteration."""
+    kept = [other for other in read_probes(directory) if other["iteration"] != line["iteration"]]
+    write_probes(directory, [*kept, line])
+
+
 def finite(value: Any) -> Any:
     """Return a value that JSON can hold: null where a number is not finite, at any depth."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -292,6 +327,7 @@ class Record:
                     *directory.glob("events.out.tfevents.*"),
                     directory / "summary.json",
                     directory / "model.safetensors",
+                    directory / "probes.jsonl",
                 ):
                     stale.unlink(missing_ok=True)
                 metrics.write_bytes(b"")
@@ -302,6 +338,9 @@ class Record:
                         "written: restore it, or use another run_dir."
                     )
                 os.truncate(metrics, resume_at.record_bytes)
+                probes = read_probes(directory)
+                if probes:
+                    write_probes(directory, (line for line in probes if line["iteration"] <= resume_at.iteration))
             write_atomically(directory / "config.yaml", _yaml(config.to_mapping()).encode())
             write_json(directory / "provenance.json", origin)
             start = {name: origin[name] for name in ("started", "host", "devices", "git", "command")}

@@ -29,8 +29,9 @@ from largebatch.lock import owned
 from largebatch.meter import Meter, Sums, Wishes
 from largebatch.models.build import check_shapes
 from largebatch.placement import Placement
+from largebatch.probe.prober import Prober
 from largebatch.progress import Progress
-from largebatch.record import DISK_TROUBLE, Position, Record, ended_by, holds_run, provenance
+from largebatch.record import DISK_TROUBLE, Position, Record, add_probe, ended_by, holds_run, provenance
 from largebatch.stats import FINAL_EPOCHS, final_error
 from largebatch.watchdog import Hang, Watchdog
 from largebatch.world import World, leave
@@ -206,6 +207,7 @@ class Run:
         self.record: Record | None = None
         self.writer: checkpoint.Writer | None = None
         self.best: checkpoint.Snapshot | None = None
+        self.prober = None if config.probe.every is None else Prober(learner, source)
         self.watchdog = Watchdog(learner.world, config.launcher.timeout, self._give_up)
         self.started = self.saved = self.epoch_started = time.monotonic()
 
@@ -311,6 +313,9 @@ class Run:
         meter, wishes, status = Meter(config.k, learner.first_worker, learner.world), Wishes(), ""
         progress = Progress(self.total, journey.iteration, self.record.log if self.record else None)
         with Signals() as signals, contextlib.closing(progress):
+            if journey.iteration == 0:
+                self._probe(epoch=0)
+                self.epoch_started = time.monotonic()
             while not status and journey.iteration < self.total:
                 rate = self.rates.rate_at(journey.iteration)
                 meter.add(train_step(learner, batches, journey.iteration, rate), config.minibatch)
@@ -391,6 +396,7 @@ class Run:
         journey.epoch = Sums()
         if self.record:
             self.record.metric(values)
+        self._probe(values["epoch"])
         self.epoch_started = time.monotonic()
         if best:
             self.best = self._snapshot()
@@ -399,6 +405,14 @@ class Run:
             f"train error {sums.error:.2f} %  val error {measured.error:.2f} %  "
             f"{values['images_per_second']:,.0f} images/s"
         )
+
+    def _probe(self, epoch: int) -> None:
+        """Measure how far k can grow from here, where that is due; the run itself is left as it is."""
+        if self.prober is None or self.config.probe.every is None or epoch % self.config.probe.every:
+            return
+        line = self.prober.measure(self.journey.iteration, self.watchdog.watched)
+        if self.record:
+            add_probe(self.directory, line)
 
     def _forward(self, images: Tensor) -> None:
         with self.learner.autocast():

@@ -10,7 +10,7 @@ from largebatch.config import UserError
 from largebatch.record import holds_run, read_metrics, read_provenance
 from largebatch.report.runs import Run
 
-FILES = ("config.yaml", "provenance.json", "summary.json", "starts.jsonl")
+FILES = ("config.yaml", "provenance.json", "summary.json", "starts.jsonl", "probes.jsonl")
 
 
 def compact(run: Run, parent: Path) -> Path:
