@@ -122,7 +122,11 @@ def _named_part(arguments: list[str]) -> list[str]:
     if word not in WHAT:
         raise UserError(f"bench {word} is not known: it measures {', '.join(WHAT)}.{nearest(word, WHAT)}")
     # The customary 100 MB of gradients or weights, unless a network was named.
-    usual = {"exchange": ["model=resnet50"], "offload": ["model=resnet50", "dataset=synthetic"]}.get(word, [])
+    usual = {
+        "exchange": ["model=resnet50"],
+        "offload": ["model=resnet50", "dataset=synthetic"],
+        "profile": ["model=resnet50", "dataset=imagenet", "bench.repeats=50"],
+    }.get(word, [])
     named = {argument.partition("=")[0] for argument in rest}
     return [f"bench.what={word}", *(group for group in usual if group.partition("=")[0] not in named), *rest]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torchvision
 
-from largebatch.bench import checkpoint, exchange, loader, offload, step
+from largebatch.bench import checkpoint, exchange, loader, offload, profile, step
 from largebatch.bench.compare import spread
 from largebatch.bench.config import BenchConfig
 from largebatch.config import Config, UserError
@@ -45,9 +45,11 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
     """
     if asked.what == "exchange":
         return _exchange(config, asked)
+    if asked.what == "profile":
+        return _profile(config, asked)
     if config.processes not in (None, 1):
         raise UserError(
-            f"processes={config.processes} cannot be compared: bench runs in one process, but for bench exchange."
+            f"processes={config.processes} cannot be compared: bench runs in one process, but for exchange and profile."
         )
     config = replace(config, processes=1)
     if asked.what == "checkpoint":
@@ -91,6 +93,16 @@ def _exchange(config: Config, asked: BenchConfig) -> Facts:
     facts["overlap"] = {kind: asdict(exchange.overlap(timings.seconds, kind)) for kind in exchange.KINDS}
     facts["gradient_bytes"] = size
     facts["machine"]["load_at_end"] = os.getloadavg()[0]
+    return facts
+
+
+def _profile(config: Config, asked: BenchConfig) -> Facts:
+    where = machine(place(replace(config, k=1, processes=1), hardware()))
+    facts = profile.measure(config, asked.repeats)
+    facts["machine"] = (
+        f"{where['processor']}, {where['cores']} cores, {where['platform']}, torch {where['torch']}; load "
+        f"{where['load_at_start']:.1f} at the start, {os.getloadavg()[0]:.1f} at the end"
+    )
     return facts
 
 
@@ -215,6 +227,8 @@ NAMES = {
 
 def as_text(facts: Facts) -> str:
     """Return the facts as a page for people."""
+    if "passes" in facts:
+        return "\n".join(profile.as_lines(facts))
     where, setting = facts["machine"], facts["setting"]
     lines = [
         f"{where['processor']}, {where['cores']} cores; {where['device']}, {where['threads']} threads, "

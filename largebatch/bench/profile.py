@@ -1,0 +1,243 @@
+"""What ``largebatch predict`` needs to know of this machine: a pass, its spread, the exchange, the loader."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from largebatch.bench.compare import Side, take_turns
+from largebatch.bench.exchange import Either, Pass
+from largebatch.bench.step import Ours, make_ours, make_plain, step_data
+from largebatch.config import Config, UserError
+from largebatch.data import sets
+from largebatch.exchange import BUCKET_BYTES, Averaging
+from largebatch.launch import launch
+from largebatch.learner import DTYPES, open_data, start
+from largebatch.models import build_model
+from largebatch.placement import Placement, place
+from largebatch.train import sample_stream
+from largebatch.world import World, hardware, leave, started_outside
+
+TOGETHER = (1, 2, 4, 8)  # workers a pass on a GPU, as placement chooses them; elsewhere 1
+FIRST_BUCKET_BYTES = 2**20  # of DDP
+TINY = 4  # numbers in a message that takes its latency
+LOADED = 50  # batches
+
+Profile = dict[str, Any]
+
+
+def measure(config: Config, repeats: int) -> Profile:
+    """Measure, and return a profile as :class:`largebatch.predict.profile.Profile` describes it, but for ``machine``.
+
+    Args:
+        config: Network, images, n, precision, threads; ``processes`` is of the exchange alone: by default as many as
+            there are GPUs, or 2 on the processor. One process leaves the links unknown.
+        repeats: Steps for every number of workers a pass.
+
+    Raises:
+        UserError: a launcher outside, data that are missing.
+    """
+    if started_outside() != (None, None):
+        raise UserError("bench profile starts its own processes: run it without torchrun.")
+    alone = replace(config, k=1, processes=1, dataset=step_data(config.dataset))
+    placement = place(alone, hardware())
+    together = TOGETHER if placement.device == "cuda" and not config.exact else (1,)
+    passes, updates, gradient_bytes = [], [], 0
+    for workers in together:
+        one = replace(alone, k=workers, workers_per_pass=workers)
+        ours = make_ours(one, place(one, hardware()))
+        gradient_bytes = sum(p.numel() * p.element_size() for p in ours.learner.model.parameters() if p.requires_grad)
+        timed, update = time_passes(ours, repeats)
+        passes.append({"workers": workers, **timed})
+        updates.append(update)
+    messages = 1 + max(0, math.ceil((gradient_bytes - FIRST_BUCKET_BYTES) / BUCKET_BYTES))
+    processes = config.processes or (hardware().gpus if placement.device == "cuda" else 2)
+    links: list[dict[str, Any]] = []
+    hidden = 1.0
+    if processes > 1:
+        many = replace(alone, k=processes, processes=processes, workers_per_pass=1)
+        shared = place(many, hardware())
+        links, hidden = launch(_time_links, (many, shared, messages, repeats), processes, shared.threads)
+    data = config.dataset
+    return {
+        "schema": 1,
+        "source": f"measured by `largebatch bench profile`: {repeats} steps, {processes} processes",
+        "device": _device(placement),
+        "model": config.model.name,
+        "images": f"{data.channels}×{data.height}×{data.width}",
+        "precision": placement.precision,
+        "n": config.n,
+        "train_images": data.train_images or alone.dataset.train_images,
+        "val_images": data.val_images or 0,
+        "passes": passes,
+        "update_ms": statistics.fmean(updates),
+        "gradient_bytes": gradient_bytes,
+        "messages": messages,
+        "overlap": hidden,
+        "loading_images_per_second": loading_speed(config),
+        "gpus_per_node": processes,
+        "links": links,
+    }
+
+
+def _device(placement: Placement) -> str:
+    if placement.device == "cuda":
+        return torch.cuda.get_device_name()
+    return f"{placement.threads} thread{'s' * (placement.threads > 1)} of a {placement.device.upper()}"
+
+
+def time_passes(ours: Ours, repeats: int) -> tuple[dict[str, Any], float]:
+    """Time steps of one pass, and by a plain loop over the same images which shares of one are what.
+
+    Returns:
+        The keys of a pass, and the update in ms.
+    """
+    plain = make_plain(ours, ours.learner.config.minibatch)
+    images, labels = plain.batches[0]
+    device = ours.learner.world.device
+
+    def now() -> float:
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter()
+
+    steps, parts = [], []
+    for repeat in tqdm(range(repeats + 2), desc="profile", unit="step", disable=None, leave=False):
+        started = now()
+        ours.step()
+        ended = now()
+        plain.optimizer.zero_grad()
+        begun = now()
+        with plain.autocast():
+            loss = F.cross_entropy(plain.model(images), labels)
+        forward = now()
+        loss.backward()  # type: ignore[no-untyped-call]
+        backward = now()
+        plain.optimizer.step()
+        whole = now() - begun
+        if repeat > 1:  # the first ones choose their kernels
+            steps.append(1000 * (ended - started))
+            parts.append(((backward - forward) / whole, 1 - (backward - begun) / whole))
+    mean = statistics.fmean(steps)
+    back, update = (mean * statistics.median(column) for column in zip(*parts, strict=True))
+    spread = statistics.stdev(steps) if len(steps) > 1 else 0.0
+    return {"mean_ms": mean - update, "std_ms": spread, "backward_ms": back, "steps_ms": steps}, update
+
+
+def loading_speed(config: Config) -> float | None:
+    """Return the images/s of the loader processes of one GPU's share of the processor; None without image files."""
+    if sets.in_memory(config.dataset) or not sets.search_path(config.dataset):
+        return None
+    share = replace(config, k=1, processes=1)
+    placement = replace(place(share, hardware()), cores=max(1, hardware().cores // max(1, hardware().gpus)))
+    world = start(share, placement)
+    source = open_data(share, placement, world)
+    stream = sample_stream(share, source.train_images)
+    ahead = (share.loader.workers or placement.cores) * share.loader.prefetch
+    loaded = source.train(stream.passes(0, ahead + max(LOADED, ahead), 0, 1, 1))
+    for _ in itertools.islice(loaded, ahead):  # starting the processes is not counted
+        pass
+    started = time.perf_counter()
+    count = sum(len(batch.labels) for batch in loaded)
+    return count / (time.perf_counter() - started)
+
+
+def _time_links(
+    config: Config, placement: Placement, messages: int, repeats: int
+) -> tuple[list[dict[str, Any]], float]:
+    """Return the link between the processes, from all-reduces of two sizes, and the share of them that is hidden."""
+    world = start(config, placement)
+    data, dtype = config.dataset, DTYPES[placement.precision]
+
+    def network() -> Either:
+        torch.manual_seed(config.seed)
+        model = build_model(config.model, data.classes or 1000, data.channels).to(world.device, dtype).train()
+        return Either(model.to(memory_format=torch.channels_last) if placement.channels_last else model)
+
+    images = torch.randn(config.n, data.channels, data.height, data.width, dtype=dtype, device=world.device)
+    joined, alone = Averaging(network(), world), Averaging(network(), World(0, 1, world.device))
+    size = sum(p.numel() * p.element_size() for p in alone.net.parameters() if p.requires_grad) / messages
+    # With images first: DDP cuts its buckets in the order in which the first gradients arrive.
+    both = Pass(joined, world, placement.precision, images)
+    backward = Pass(alone, world, placement.precision, images)
+
+    def adding(numbers: int) -> Side:
+        values = torch.zeros(numbers, device=world.device)
+
+        def turn() -> None:
+            torch.distributed.all_reduce(values)
+            if world.device.type != "cpu":
+                torch.accelerator.synchronize()
+
+        return Side(turn, 0, world.barrier)
+
+    sides = {"tiny": adding(TINY), "message": adding(math.ceil(size / 4))}
+    if messages > 1:
+        sides = {
+            "both": Side(both.turn, 0, both.prepare),
+            "backward": Side(backward.turn, 0, backward.prepare),
+            **sides,
+        }
+    timings = take_turns(sides, repeats, "exchange", shown=world.main)
+    seconds = {name: statistics.median(turns) for name, turns in timings.seconds.items()}
+    leave()
+    return [link(seconds["tiny"], seconds["message"], world.size, size)], overlap(seconds, messages)
+
+
+def link(tiny: float, message: float, processes: int, size: float) -> dict[str, Any]:
+    """Return α and 1/β from the seconds of two all-reduces in a ring: of next to nothing, and of ``size`` bytes.
+
+    2(p − 1) messages take 2(p − 1) α and 2(p − 1)/p · bβ.
+    """
+    steps = 2 * (processes - 1)
+    per_byte = max(message - tiny, 1e-9) / (steps / processes * size)
+    return {"between": "gpus", "latency_us": 1e6 * tiny / steps, "gbit_per_second": 8e-9 / per_byte}
+
+
+def overlap(seconds: Mapping[str, float], messages: int) -> float:
+    """Return which share of what can be hidden behind back-propagation was: of all messages but the last.
+
+    Args:
+        seconds: Of one message, of a back-propagation, and of both together with all messages.
+        messages: How many.
+    """
+    if messages == 1:
+        return 1.0
+    one, back = seconds["message"], seconds["backward"]
+    least = one + (messages - 1) * max(0.0, one - back / messages)
+    hidden = messages * one - (seconds["both"] - back)
+    return min(1.0, max(0.0, hidden / (messages * one - least)))
+
+
+def as_lines(profile: Mapping[str, Any]) -> list[str]:
+    """Return the profile as a page for people."""
+    lines = [
+        f"profile: {profile['model']} of {profile['images']}, n={profile['n']}, {profile['precision']}, on "
+        f"{profile['device']}; {profile['machine']}",
+        "",
+        f"{'workers a pass':<16} {'pass, ms':>10} {'spread, std':>12} {'backward':>10} {'images/s':>10}",
+    ]
+    for one in profile["passes"]:
+        speed = 1000 * one["workers"] * profile["n"] / (one["mean_ms"] + profile["update_ms"])
+        times = f"{one['mean_ms']:>10.2f} {one['std_ms']:>12.2f} {one['backward_ms']:>10.2f}"
+        lines.append(f"{one['workers']:<16} {times} {speed:>10,.0f}")
+    lines += [
+        "",
+        f"update {profile['update_ms']:.2f} ms; {profile['gradient_bytes'] / 1e6:,.1f} MB of gradients in "
+        f"{profile['messages']} messages, overlap {profile['overlap']:.2f}",
+    ]
+    for one in profile["links"]:
+        lines.append(f"between {one['between']}: {one['latency_us']:.0f} µs and {one['gbit_per_second']:.1f} Gbit/s")
+    loading = profile["loading_images_per_second"]
+    lines.append("nothing is loaded from files" if loading is None else f"loading {loading:,.0f} images/s a GPU")
+    return lines
