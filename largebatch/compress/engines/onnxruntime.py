@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from largebatch.compress.network import IMAGES, Network, Program
+from largebatch.compress.saturation import refuse_overflow, saturates
 from largebatch.config import UserError
 
 PACKAGES = ("onnx", "onnxruntime")
@@ -29,14 +31,30 @@ class OnnxRuntime:
         return None
 
     def load(self, network: Network) -> Program:
-        """Return the network ready to run on as many threads as PyTorch has now."""
-        session = start(network)
+        """Return the network ready to run on as many threads as PyTorch has now.
 
-        def run(images: Tensor) -> Tensor:
-            (logits,) = session.run(None, {IMAGES: images.contiguous().numpy()})
-            return torch.from_numpy(logits)
+        Raises:
+            UserError: see :func:`start`; or its sums could overflow on this processor: see
+                :mod:`largebatch.compress.saturation`.
+        """
+        refuse_overflow(self.name, network, overflows)
+        return _load(network)
 
-        return run
+
+@functools.cache
+def overflows() -> bool:
+    """Return whether onnxruntime's kernels overflow 16 bits on this processor."""
+    return saturates(_load)
+
+
+def _load(network: Network) -> Program:
+    session = start(network)
+
+    def run(images: Tensor) -> Tensor:
+        (logits,) = session.run(None, {IMAGES: images.contiguous().numpy()})
+        return torch.from_numpy(logits)
+
+    return run
 
 
 def start(network: Network, profile: str | None = None) -> Any:

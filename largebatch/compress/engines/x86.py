@@ -8,6 +8,7 @@ elements. Residuals are added by the convolution before them.
 
 from __future__ import annotations
 
+import functools
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from largebatch.compress.engines.plain import Step, program
 from largebatch.compress.network import Network, Node, Program, Quantization
+from largebatch.compress.saturation import refuse_overflow, saturates
 
 
 @dataclass(frozen=True)
@@ -36,13 +38,28 @@ class X86:
         return None
 
     def load(self, network: Network) -> Program:
-        """Return the network ready to run on the CPU, its weights in the order that the kernels want."""
-        spent = _spent(network)
+        """Return the network ready to run on the CPU, its weights in the order that the kernels want.
 
-        def convolution(node: Node, given: Sequence[Quantization]) -> Step:
-            return _convolution(node, given, node.name in spent)
+        Raises:
+            UserError: its sums could overflow on this processor: see :mod:`largebatch.compress.saturation`.
+        """
+        refuse_overflow(self.name, network, overflows)
+        return _load(network)
 
-        return program(network, {"conv": convolution, "linear": _linear, "max_pool": _max_pool})
+
+@functools.cache
+def overflows() -> bool:
+    """Return whether oneDNN's kernels overflow 16 bits on this processor."""
+    return saturates(_load)
+
+
+def _load(network: Network) -> Program:
+    spent = _spent(network)
+
+    def convolution(node: Node, given: Sequence[Quantization]) -> Step:
+        return _convolution(node, given, node.name in spent)
+
+    return program(network, {"conv": convolution, "linear": _linear, "max_pool": _max_pool})
 
 
 def _spent(network: Network) -> set[str]:
