@@ -56,10 +56,31 @@ def _rates(selection: Selection | None, given: Given) -> Figure:
 
 
 def _throughput(selection: Selection | None, given: Given) -> Figure:
-    from largebatch.report.figures.throughput import draw
+    from largebatch.predict.model import Question, predict
+    from largebatch.predict.profile import check_is_of, load
+    from largebatch.report.figures import run_time, throughput
+    from largebatch.report.paper import run_times
 
-    assert selection is not None
-    return draw(selection, str(given.text("x")))
+    name = given.text("profile")
+    if selection is None:
+        profile = load(name or "paper")
+        told = []
+        for gpus in (*(2**power for power in range(3, 9)), 352):
+            whole = predict(profile, Question(), gpus, gpus)
+            told.append(run_time.Told(gpus * whole.n, gpus, whole.iteration, whole.iteration - whole.stragglers))
+        return run_time.draw(run_times(), told, profile.device)
+    if given.flag("paper"):
+        raise UserError("paper=true draws the paper's machine by itself: leave runs= out.")
+    if name is None:
+        return throughput.draw(selection, str(given.text("x")))
+    profile = load(name)
+    for group in selection.groups:
+        check_is_of(profile, name, {"model": group.settings["model.name"]}, group.settings["n"])
+    return throughput.draw(
+        selection,
+        str(given.text("x")),
+        lambda speed: predict(profile, Question(), speed.minibatch // profile.n, speed.processes).iteration,
+    )
 
 
 KINDS = {
@@ -110,9 +131,27 @@ KINDS = {
     "throughput": Kind(
         "Draw images a second and the time of an iteration as they were measured, the median of every run's epochs, "
         "and what ideal scaling would be.",
-        (Word("x", "k", "Against the logical workers or the processes that computed them.", ("k", "processes")),),
-        (("plot throughput runs=runs/sweep x=processes", "how well processes scale, in throughput.svg"),),
+        (
+            Word("x", "k", "Against the logical workers or the processes that computed them.", ("k", "processes")),
+            Word(
+                "paper",
+                "false",
+                "Draw what the paper published of its run time, and what a profile predicts; it needs no runs=.",
+                BOOLEAN,
+            ),
+            Word(
+                "profile",
+                None,
+                "Draw also what `largebatch predict` says by this profile. With paper=true by default paper.",
+            ),
+        ),
+        (
+            ("plot throughput runs=runs/sweep x=processes", "how well processes scale, in throughput.svg"),
+            ("plot throughput runs=runs/sweep x=processes profile=my.json", "and what was predicted"),
+            ("plot throughput paper=true", "the paper's 8 to 352 GPUs, and the model of them"),
+        ),
         _throughput,
+        drawn_alone=lambda given: given.flag("paper") and "runs" not in given.values,
     ),
 }
 

@@ -85,6 +85,22 @@ def published(name: str) -> Table:
 
 
 @dataclass(frozen=True)
+class RunTime:
+    """A published time of an iteration of kn samples, in s, as it follows from ``what`` the text says."""
+
+    kn: int
+    seconds: float
+    what: str
+
+
+@cache
+def run_times() -> tuple[RunTime, ...]:
+    """Return the times that the paper's text has, of ResNet-50 on kn/32 GPUs."""
+    text = resources.files("largebatch.report").joinpath("published.toml").read_text(encoding="utf-8")
+    return tuple(RunTime(**row) for row in tomllib.loads(text)["run_time"]["rows"])
+
+
+@dataclass(frozen=True)
 class Beside:
     """A published row and a group of ours that is the same experiment, or None."""
 

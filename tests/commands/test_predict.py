@@ -1,12 +1,16 @@
 """``largebatch predict`` as it is called: answers, and mistakes in one sentence."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from largebatch.commands.plot import run as plot
 from largebatch.commands.predict import run
 from largebatch.config import UserError
 from largebatch.predict.profile import SHIPPED
+
+RECORDS = Path(__file__).parents[2] / "results" / "digits-curves"
 
 
 @pytest.fixture
@@ -135,3 +139,20 @@ def test_a_file_that_is_no_profile(tmp_path):
 def test_one_link_alone_needs_both_its_numbers(profile):
     with pytest.raises(UserError, match="says nothing of that link: give both network= and latency="):
         run([profile(links=[]), "network=50"])
+
+
+def test_the_papers_run_time_is_drawn_without_runs(tmp_path, capsys):
+    assert plot(["throughput", "paper=true", f"out={tmp_path / 'run-time.svg'}"]) == 0
+    assert "predicted, without stragglers" in (tmp_path / "run-time.svg").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["profile=paper"], "model=resnet8 was asked for, but profile=paper is of resnet50"),
+        (["paper=true"], "paper=true draws the paper's machine by itself: leave runs= out."),
+    ],
+)
+def test_a_figure_of_other_runs(tmp_path, words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        plot(["throughput", f"runs={RECORDS}", f"out={tmp_path / 'a.svg'}", *words])

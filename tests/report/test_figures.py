@@ -8,9 +8,9 @@ from matplotlib.text import Text
 from records import changed
 
 from largebatch.config import PITFALLS, UserError
-from largebatch.report.figures import curves, rates, scaling, style, throughput
+from largebatch.report.figures import curves, rates, run_time, scaling, style, throughput
 from largebatch.report.figures.curves import CurveOptions
-from largebatch.report.paper import published
+from largebatch.report.paper import RunTime, published, run_times
 from largebatch.report.runs import flat
 from largebatch.report.select import select
 
@@ -269,3 +269,33 @@ def contrast(colour, ground="#ffffff"):
 def test_colours_stand_out_on_white():
     assert min(map(contrast, style.COLOURS)) > 3
     assert math.isclose(contrast("#000000"), 21)
+
+
+def test_run_time_beside_the_published(tmp_path):
+    told = [
+        run_time.Told(kn=256, gpus=8, seconds=0.25, without_stragglers=0.2),
+        run_time.Told(kn=512, gpus=16, seconds=0.32, without_stragglers=0.2),
+    ]
+    figure = run_time.draw((RunTime(512, 0.3, "so it says"),), told, "a GPU")
+    left, right = figure.axes
+    assert [line.get_ydata().tolist() for line in left.lines] == [[250, 320], [200, 200], [300]]
+    # 256 / 0.25 = 1024 images/s on 8 GPUs, ideally twice as many on 16; 512 / 0.32 are 1600.
+    predicted, without, published_speed, ideal = (line.get_ydata().tolist() for line in right.lines)
+    assert (predicted, ideal) == ([1024, 1600], [1024, 2048])
+    assert without == pytest.approx([1280, 2560])
+    assert (right.lines[2].get_xdata().tolist(), published_speed) == ([16], [pytest.approx(512 / 0.3)])
+
+
+def test_the_published_run_times_follow_from_the_text():
+    small, hour, large = run_times()
+    assert large.seconds * (1_281_167 // large.kn) == pytest.approx(30, rel=1e-3)
+    assert large.seconds / small.seconds == pytest.approx(1.12, rel=1e-3)
+    assert hour.seconds * (1_281_167 // hour.kn) * 90 == pytest.approx(3600, rel=1e-3)
+
+
+def test_predictions_are_drawn_over_what_was_measured(record, runs):
+    for processes, speed in ((1, 1000.0), (2, 1800.0)):
+        record(5.0, k=4, images_per_second=speed, processes=processes, parent=f"runs/{processes}")
+    images, time = throughput.draw(runs("none"), "processes", lambda speed: 0.128 / speed.processes).axes
+    assert line(images, marker="x").get_ydata().tolist() == [1000, 2000]
+    assert line(time, marker="x").get_ydata().tolist() == [128, 64]

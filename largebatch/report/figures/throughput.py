@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,14 +86,27 @@ def ideal(points: Sequence[Speed]) -> list[float]:
 PANELS = {"images": "images a second", "time": "time an iteration (ms)"}
 
 
-def draw(selection: Selection, x: str) -> Figure:
-    """Return the figure: images/s left, time of an iteration right, and dotted what ideal scaling would be."""
+def draw(selection: Selection, x: str, predicted: Callable[[Speed], float] | None = None) -> Figure:
+    """Return the figure: images/s left, time of an iteration right, and dotted what ideal scaling would be.
+
+    Args:
+        selection: The runs.
+        x: One of ``X_AXES``.
+        predicted: The seconds of an iteration that a model tells for a point; drawn as crosses.
+    """
     figure = style.blank(10.5, 4.8)
     kinds = measured(selection, x)
     panels = figure.subplots(1, 2)
     for axes, what in zip(panels, PANELS, strict=True):
         draw_panel(axes, kinds, what)
         axes.set_xlabel(X_AXES[x])
+        if predicted:
+            points = [point for _, points in kinds for point in points]
+            seconds = [predicted(point) for point in points]
+            told = [s * 1000 if what == "time" else p.minibatch / s for p, s in zip(points, seconds, strict=True)]
+            axes.plot(
+                [point.x for point in points], told, "x", color="black", ms=9, mew=1.6, zorder=5, label="predicted"
+            )
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     return figure
