@@ -1,17 +1,27 @@
 """BatchNorm as k separate workers would compute it, for many workers in one process.
 
 Every worker normalises its own n samples; statistics are never taken across workers. A forward pass over g·n
-samples is cut into g groups, and each BatchNorm is called once a group, as each worker would call it.
+samples is cut into g groups, and computed in one of three ways that differ in their last digits and in their time:
+
+- separate: PyTorch's own BatchNorm once a group, as each worker would call it;
+- joint: one expression over all groups, for a compiler to fuse;
+- fused: one pass of our GPU kernels (:mod:`largebatch.fused`) over all groups.
 """
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
+import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -32,18 +42,41 @@ class Peers(Protocol):
 
 
 class PerWorker:
-    """Mixed into a BatchNorm class: a training pass calls the module once for every group of n samples.
+    """Mixed into a BatchNorm class: in a training pass, every group of n samples has its own statistics.
 
     ``momenta`` has one entry a group: by how much that group moves the running statistics, None for not at all.
+    ``kernel`` is the way in which they are computed, and ``clamps`` says whether a ReLU is part of the module.
     """
 
     momenta: tuple[float | None, ...] = (None,)
+    kernel: str = "separate"
+    clamps: bool = False
     training: bool
     track_running_stats: bool
     momentum: float
+    eps: float
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor | None
+    running_var: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the normalised batch: shape (g · n, C, …) in and out."""
+        return self.then_relu(x) if self.clamps else self._normalised(x)
+
+    def then_relu(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return max(normalised batch + residual, 0), in one pass over memory where the kernel can."""
+        if self.training and self.kernel == "fused":
+            return self._fused(x, residual, True)
+        normalised = self._normalised(x)
+        return F.relu(normalised if residual is None else normalised + residual)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        if self.training and self.kernel != "separate":
+            return self._fused(x, None, False) if self.kernel == "fused" else self._joint(x)
+        return self._separate(x)
+
+    def _separate(self, x: Tensor) -> Tensor:
         # A single group needs no chunk, whose gradient is a copy, and `_count` has said already how it counts.
         if not self.training or len(self.momenta) == 1:
             return super().forward(x)  # type: ignore[misc,no-any-return]
@@ -52,6 +85,35 @@ class PerWorker:
             self.follow(momentum)
             outputs.append(super().forward(group))  # type: ignore[misc]
         return torch.cat(outputs)
+
+    def _joint(self, x: Tensor) -> Tensor:
+        groups = x.view(len(self.momenta), -1, *x.shape[1:]).to(self.weight.dtype)
+        within = [1, *range(3, groups.dim())]
+        variance, mean = torch.var_mean(groups, within, correction=0, keepdim=True)
+        channels = (1, 1, -1, *[1] * (groups.dim() - 3))
+        scale = self.weight.view(channels) * torch.rsqrt(variance + self.eps)
+        normalised = (groups - mean) * scale + self.bias.view(channels)
+        self._track(mean.detach().flatten(1), variance.detach().flatten(1), x.numel() // mean.numel())
+        return normalised.to(x.dtype).flatten(0, 1)
+
+    def _fused(self, x: Tensor, residual: Tensor | None, relu: bool) -> Tensor:
+        from largebatch.fused import normalise  # imported where used: a machine without Triton has no need of it
+
+        groups = len(self.momenta)
+        y, mean, variance = normalise(x, self.weight, self.bias, groups, self.eps, residual, relu)
+        self._track(mean, variance, x.numel() // mean.numel())
+        return y
+
+    @torch.no_grad()
+    def _track(self, means: Tensor, variances: Tensor, count: int) -> None:
+        """Move the running statistics by each group's, (g, C) over ``count`` values, in the order of the groups."""
+        if self.running_mean is None or self.running_var is None:
+            return
+        unbiased = count / (count - 1)
+        for mean, variance, momentum in zip(means, variances, self.momenta, strict=True):
+            if momentum is not None:
+                self.running_mean.lerp_(mean, momentum)
+                self.running_var.lerp_(variance * unbiased, momentum)
 
     def follow(self, momentum: float | None) -> None:
         """Let the group to come move the running statistics by ``momentum``, or not at all."""
@@ -75,6 +137,40 @@ def convert(norm: nn.Module) -> None:
     if not isinstance(norm, PerWorker):
         norm.__class__ = _per_worker_class(type(norm))
         cast(PerWorker, norm).follow(None)
+
+
+def choose_kernel(asked: str, device: str, compiled: bool, exact: bool) -> str:
+    """Return the way in which BatchNorm is computed: separate, joint or fused.
+
+    Args:
+        asked: One of these, or auto: on a GPU joint for a compiled network and fused for any other; separate where
+            there is no GPU, no means of making kernels for it, or every bit is to be PyTorch's (``exact``).
+        device: cpu, cuda or mps.
+        compiled: Whether the network is.
+        exact: Whether the run is to have the same bits on any number of processes.
+
+    Raises:
+        UserError: kernels that cannot be had here.
+    """
+    if asked == "auto":
+        if device != "cuda" or exact:
+            return "separate"
+        return "joint" if compiled else "separate" if _lacking() else "fused"
+    if asked == "fused" and (device != "cuda" or _lacking()):
+        raise UserError(
+            f"bn.kernel=fused needs a GPU, Triton and a C compiler; there is {_lacking() or f'device={device}'}. Use "
+            "bn.kernel=auto."
+        )
+    return asked
+
+
+def _lacking() -> str:
+    """Return what Triton lacks to make kernels on this machine, "" where nothing."""
+    if importlib.util.find_spec("triton") is None:
+        return "no Triton"
+    if not any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang"))):
+        return "no C compiler"
+    return "" if Path(sysconfig.get_path("include"), "Python.h").exists() else "no Python.h (python3-dev)"
 
 
 def _count(norm: nn.Module, momenta: tuple[float | None, ...]) -> None:
@@ -119,6 +215,7 @@ class RunningStatistics:
         momentum: In PyTorch's convention, 0.1 for the paper's 0.9.
         groups: Workers in one forward pass.
         first: Whether logical worker 0 is this process's first.
+        kernel: separate, joint or fused; BatchNorms with an activation of their own stay separate.
     """
 
     model: nn.Module
@@ -126,6 +223,7 @@ class RunningStatistics:
     momentum: float
     groups: int
     first: bool
+    kernel: str = "separate"
     steps: int = 0
     _norms: list[_BatchNorm] = field(init=False)
     _buffers: list[Tensor] = field(init=False)
@@ -137,7 +235,9 @@ class RunningStatistics:
         refuse_unknown(self.model)
         self._norms = batchnorms(self.model)
         for norm in self._norms:
+            plain = type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) and norm.affine
             convert(norm)
+            cast(PerWorker, norm).kernel = self.kernel if plain else "separate"
         tracked = [norm for norm in self._norms if norm.running_mean is not None]
         self._buffers = [norm.running_mean for norm in tracked if norm.running_mean is not None]
         self._buffers += [norm.running_var for norm in tracked if norm.running_var is not None]
@@ -209,18 +309,22 @@ class RunningStatistics:
 def one_worker_at_a_time(model: nn.Module) -> Iterator[None]:
     """Let every pass in training be one worker's, normalised over itself, and leave the running statistics alone.
 
+    PyTorch's own BatchNorm computes it, which can be differentiated twice.
+
     Args:
         model: With BatchNorms that :class:`RunningStatistics` has converted.
     """
     norms = batchnorms(model)
-    momenta = [cast(PerWorker, norm).momenta for norm in norms]
+    before = [(cast(PerWorker, norm).momenta, cast(PerWorker, norm).kernel) for norm in norms]
     for norm in norms:
         _count(norm, (None,))
+        cast(PerWorker, norm).kernel = "separate"
     try:
         yield
     finally:
-        for norm, groups in zip(norms, momenta, strict=True):
+        for norm, (groups, kernel) in zip(norms, before, strict=True):
             _count(norm, groups)
+            cast(PerWorker, norm).kernel = kernel
 
 
 @contextmanager

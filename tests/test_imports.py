@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # From the bottom up. Modules on one line don't import one another.
 LAYERS = (
-    "schedule stats interrupt events files",
+    "schedule stats interrupt events files fused",
     "config",
     "placement lock",
     "record",
@@ -80,6 +80,8 @@ def test_imports_point_down(path):
             assert parts[1] == here or HEIGHT[parts[1]] < height, f"{here} imports {name}"
         if parts[0] in ("hydra", "omegaconf"):
             assert here in ("cli", "largebatch_launchers"), f"{here} imports {name}"
+        if parts[0] == "triton":
+            assert here == "fused", f"{here} imports {name}"
         if parts[0] in ("torch", "torchvision", "timm"):
             assert here not in (*LIGHT, "commands", "cli", "largebatch_launchers"), f"{here} imports {name}"
 
