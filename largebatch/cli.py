@@ -28,6 +28,7 @@ from largebatch.commands.explain import explain
 from largebatch.commands.outcome import FAULT, MISTAKE, Call, Command, PlainCommand, Values, say
 from largebatch.commands.plot import PLOT
 from largebatch.commands.predict import PREDICT
+from largebatch.commands.probe import probe
 from largebatch.commands.report import REPORT
 from largebatch.commands.run_sweep import sweep_arms
 from largebatch.commands.sweep import SWEEP
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Command | PlainCommand] = {
     "sweep": SWEEP,
     "certify": Command("prove that k workers are k workers, on any number of processes", certify),
     "eval": Command("evaluate runs, ensembles and weights from files, also in less memory than they take", evaluate),
+    "probe": Command("measure how large a minibatch a task bears: drift, noise scale, sharpness", probe),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
     "predict": PREDICT,
@@ -110,7 +112,7 @@ def run(arguments: list[str]) -> int:
     command = COMMANDS[name]
     if isinstance(command, PlainCommand):
         return command.run(rest)
-    before = {"bench": _named_part, "eval": quoted}.get(name, list)
+    before = {"bench": _named_part, "eval": quoted, "probe": quoted}.get(name, list)
     return compose(name, command, before(rest))
 
 

@@ -83,6 +83,13 @@ def _throughput(selection: Selection | None, given: Given) -> Figure:
     )
 
 
+def _probe(selection: Selection | None, given: Given) -> Figure:
+    from largebatch.report.figures.probe import draw
+
+    assert selection is not None
+    return draw(selection, str(given.text("drift")))
+
+
 KINDS = {
     "curves": Kind(
         "Draw training and validation error against epochs: a panel for every group of runs, beside the baseline. "
@@ -153,6 +160,13 @@ KINDS = {
         _throughput,
         drawn_alone=lambda given: given.flag("paper") and "runs" not in given.values,
     ),
+    "probe": Kind(
+        "Draw what `largebatch probe` measured of every group of runs, in its first seed that was probed: drift "
+        "against the small steps at several epochs, noise scale and sharpness against the epochs, with the warmup shaded.",
+        (Word("drift", "end_point", "What is drawn of the drift.", ("end_point", "distance", "cosine")),),
+        (("plot probe runs=runs/probed baseline=none", "a row of panels a group, in probe.svg"),),
+        _probe,
+    ),
 }
 
 
@@ -204,4 +218,4 @@ def _help() -> str:
     )
 
 
-PLOT = PlainCommand("draw figures of recorded runs: curves, scaling, rates, throughput", run)
+PLOT = PlainCommand("draw figures of recorded runs: curves, scaling, rates, throughput, probe", run)

@@ -1,0 +1,87 @@
+"""``largebatch probe``: how far k can grow, measured along a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from largebatch.commands.outcome import Call, Outcome, say
+from largebatch.commands.train import train
+from largebatch.config import Config, UserError, nearest, one_of
+from largebatch.interrupt import ENDED
+from largebatch.lock import holder
+from largebatch.record import finite, read_summary
+from largebatch.report.answer import Probed, Trained, answer, fits, open_probed, trained
+from largebatch.report.probes import as_text, facts
+from largebatch.report.runs import find
+from largebatch.report.select import select
+
+OURS = ("run", "runs", "answer", "baseline", "margin", "format")
+# What may be said beside a recorded run; all else is as it was trained.
+FREE = ("probe", "device", "threads", "loader", "dataset.root", "dataset.on_error")
+
+
+def probe(call: Call) -> Outcome:
+    """Train and probe a run, or probe a recorded one; print what was measured, and the answer where asked for."""
+    own = {key: call.values.pop(key) for key in OURS}
+    words = call.values.pop("given")
+    one_of("format", own["format"], ("text", "json"))
+    if own["runs"] and not own["answer"]:
+        raise UserError("runs= is what an answer is compared with: add answer=true.")
+    if not own["margin"] > 0:
+        raise UserError(f"margin={own['margin']} is not a number of points above 0.")
+    outcome = _trained(call) if own["run"] is None else _recorded(Path(str(own["run"])), call, words)
+    if outcome.status in (ENDED, 130) or os.environ.get("RANK", "0") != "0":
+        return outcome
+    probed = open_probed(Path(outcome.directory))
+    said = answer(probed) if own["answer"] else None
+    compared = _compared(probed, own["runs"], own["baseline"], float(own["margin"]))
+    # Of a run that was probed on its way: what is measured afterwards has not kept it.
+    seconds = (read_summary(probed.directory) or {}).get("seconds") if own["run"] is None else None
+    share = sum(line["seconds"] for line in probed.lines) / seconds if seconds else None
+    if own["format"] == "json":
+        print(json.dumps(finite(facts(probed, said, compared, share)), indent=2))
+    else:
+        print(as_text(probed, said, compared, share))
+    return outcome
+
+
+def _trained(call: Call) -> Outcome:
+    config = Config.from_mapping(call.values)
+    if config.probe.every is None:
+        raise UserError("probe.every=null measures nothing: give a number of epochs, or largebatch train.")
+    return train(call)
+
+
+def _recorded(directory: Path, call: Call, words: Sequence[str]) -> Outcome:
+    """Probe a recorded run wherever it has a checkpoint."""
+    found = find([str(directory)], "run")
+    if found != [directory]:
+        raise UserError(f"run={directory} is no run itself, it holds {len(found)}: name one, such as run={found[0]}.")
+    if "RANK" in os.environ:
+        raise UserError("a recorded run is probed by one process: run it without torchrun.")
+    for key in dict.fromkeys(word.partition("=")[0].lstrip("+~") for word in words):
+        if not any(key == name or key.startswith(f"{name}.") for name in (*FREE, *OURS, "hydra")):
+            raise UserError(
+                f"{key}= cannot be given beside run=, which is probed as it was trained: leave it out. These can: "
+                f"{', '.join((*OURS[1:], *FREE))}.{nearest(key, (*OURS, *FREE))}"
+            )
+    if holder(directory) is not None:
+        raise UserError(f"run={directory} is still training: wait, or probe it on its way with probe.every=1.")
+    if any((directory / "checkpoints").glob("*.safetensors")):
+        from largebatch.probe.checkpoints import probe_checkpoints
+
+        count = probe_checkpoints(directory, call.values, FREE)
+        if count:
+            say(f"measured from {count} checkpoint{'s' * (count > 1)} of {directory}")
+    return Outcome(0, str(directory))
+
+
+def _compared(probed: Probed, patterns: Sequence[str], baseline: str | None, margin: float) -> list[Trained]:
+    if not patterns:
+        return []
+    selection = select(patterns, baseline)
+    fits(probed, selection)
+    return trained(selection, margin)
