@@ -62,7 +62,7 @@ Tensors by operator:
 ``conv``
     ``weight`` int8 (outputs, inputs / groups, kH, kW), ``weight_scale`` float32 (outputs,), ``bias`` int32 (outputs,).
 ``linear``
-    ``weight`` int8 (outputs, inputs), ``weight_scale``, ``bias`` likewise.
+    ``weight`` int8 (outputs, inputs), ``weight_scale``, ``bias`` likewise; x is (batch, …, inputs).
 ``lookup``
     ``table`` uint8 (256,).
 """
@@ -170,6 +170,16 @@ def unfused(network: Network) -> Network:
         else:
             nodes.append(node)
     return replace(network, nodes=tuple(nodes))
+
+
+def without_unused(network: Network, last: str) -> Network:
+    """Return what makes the tensor ``last``, which comes last."""
+    wanted = {last}
+    for node in reversed(network.nodes):
+        wanted |= set(node.inputs) if node.name in wanted else set()
+    nodes = {node.name: node for node in network if node.name in wanted}
+    final = nodes.pop(last)
+    return replace(network, nodes=(*nodes.values(), final))
 
 
 Program = Callable[

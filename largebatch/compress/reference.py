@@ -100,14 +100,14 @@ class Step(nn.Module):
             return F.linear(values, weight).int() + self.bias
         stride, padding, dilation, groups = (self.node.attributes[key] for key in CONVOLUTION)
         sums = torch.conv2d(values, weight, None, stride, padding, dilation, groups)
-        return sums.int() + _channels(self.bias, sums)
+        return sums.int() + self._channels(self.bias)
 
     def _conv(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         sums = self.accumulators(x)
         scale = self.weight_scale.double() * self._read(0).scale
         if self.node.output is None:
-            return sums.float() * _channels(scale.float(), sums)
-        real = sums.float() * _channels((scale / self.node.output.scale).float(), sums)
+            return sums.float() * self._channels(scale.float())
+        real = sums.float() * self._channels((scale / self.node.output.scale).float())
         return self._settle(real if residual is None else real + self._rescaled(residual, 1))
 
     _linear = _conv
@@ -186,6 +186,10 @@ class Step(nn.Module):
     def _rescaled(self, x: Tensor, place: int) -> Tensor:
         return self._centred(x, place).float() * _single(self._read(place).scale / self._output().scale)
 
+    def _channels(self, values: Tensor) -> Tensor:
+        """Return a value an output channel so that it meets the maps of a convolution."""
+        return values.view(-1, 1, 1) if self.node.operator == "conv" else values
+
     def _settle(self, real: Tensor) -> Tensor:
         output = self._output()
         return (real.round() + output.zero_point).clamp(output.low, output.high).to(torch.uint8)
@@ -201,7 +205,3 @@ def function(target: str) -> Callable[..., Any]:
 def _single(value: float) -> float:
     """Return the nearest float32."""
     return float(torch.tensor(value, dtype=torch.float32))
-
-
-def _channels(values: Tensor, like: Tensor) -> Tensor:
-    return values.view(-1, 1, 1) if like.dim() == 4 else values
