@@ -206,9 +206,9 @@ class _Lowering:
         if reduced is not None:
             limit = integer_range(self.recipe.bits, signed=True)[1]
             scale = torch.where(reduced, scale * (limit / (limit // 2)), scale)
-        # Of a channel that is nearly dead the bias decides, so that it fits into an accumulator.
+        # Of a channel that is dead, or nearly, the bias decides, so that it is kept and fits into an accumulator.
         least = (bias.abs() / (read.scale * BIAS_LIMIT)).clamp(min=torch.finfo(torch.float32).tiny).float()
-        scale = torch.where(bias != 0, torch.maximum(scale, least), scale)
+        scale = torch.where(bias != 0, torch.maximum(scale.where(reach > 0, 0), least), scale)
         integers = quantize(weight, scale, zero, self.recipe.bits, signed=True, axis=0)
         whole_bias = (bias / (read.scale * scale.double())).round()
         farthest = max(read.zero_point, 255 - read.zero_point)
