@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from largebatch.compress.engines.cuda import KERNEL, Cuda, in_floats
 from largebatch.compress.engines.onnxruntime import OnnxRuntime, start
 from largebatch.compress.network import HEAVY, IMAGES, Engine, Network
 from largebatch.config import Fault
@@ -19,7 +20,7 @@ from largebatch.config import Fault
 # Convolutions and matrix products, by the names under which the profilers know them. Of PyTorch's, each name is the one
 # that every such call passes once.
 IN_INTEGERS = {
-    *("onednn::qconv2d_pointwise", "onednn::qlinear_pointwise"),
+    *("onednn::qconv2d_pointwise", "onednn::qlinear_pointwise", KERNEL),
     *("QLinearConv", "QGemm", "QLinearMatMul", "ConvInteger", "MatMulInteger", "MatMulIntegerToFloat"),
 }
 IN_FLOATS = {
@@ -36,7 +37,7 @@ class Proof:
     Attributes:
         operators: Calls by the name that the profiler knows, convolutions and matrix products alone.
         integer: Of them in integers.
-        floating: Of them in floats; as many as the network has such nodes by choice.
+        floating: Of them in floats; no more than the network has by choice, and the engine by :func:`in_floats`.
     """
 
     operators: Mapping[str, int]
@@ -57,8 +58,10 @@ def prove(engine: Engine, network: Network, images: Tensor) -> Proof:
         sum(calls for name, calls in operators.items() if name in IN_INTEGERS),
         sum(calls for name, calls in operators.items() if name in IN_FLOATS),
     )
-    wanted = sum(node.operator in HEAVY for node in network)
-    allowed = sum(node.operator == "float" and _is_product(node.attributes["target"]) for node in network)
+    excused = len(in_floats(network)) if engine.name == Cuda.name else 0
+    wanted = sum(node.operator in HEAVY for node in network) - excused
+    kept = sum(node.operator == "float" and _is_product(node.attributes["target"]) for node in network)
+    allowed = kept + excused
     if proof.integer < wanted or proof.floating > allowed:
         raise Fault(
             f"engine={engine.name} ran {proof.integer} of {wanted} convolutions and matrix products in integers and "
@@ -74,7 +77,9 @@ def _is_product(target: str) -> bool:
 def _of_torch(engine: Engine, network: Network, images: Tensor) -> Counter[str]:
     program = engine.load(network)
     program(images)  # what prepares itself in the first pass is not what is asked about
-    with torch.autograd.profiler.profile(use_kineto=False) as profile:
+    # Launches of Triton's kernels are known to the GPU's profiler alone.
+    cuda = engine.name == Cuda.name
+    with torch.autograd.profiler.profile(use_kineto=cuda, use_device="cuda" if cuda else None) as profile:
         program(images)
     return Counter({event.key: event.count for event in profile.key_averages()})
 

@@ -1,0 +1,54 @@
+"""The GPU's kernel, run by Triton's interpreter where there is no GPU: the same arithmetic, tile by tile."""
+
+import pytest
+import torch
+from examples import RECTIFIED, SIGNED, every_operator, heavy, images
+
+from largebatch.compress.engines.cuda import Cuda, in_floats
+from largebatch.compress.network import IMAGES, Network, Node, Quantization
+from largebatch.compress.proof import prove
+from largebatch.compress.reference import Reference
+
+pytest.importorskip("triton", reason="Triton is made for Linux")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_logits_are_the_reference_s():
+    network = every_operator()
+    expected = Reference().load(network)(images(network))
+    got = Cuda().load(network, DEVICE)(images(network)).cpu()
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+    assert in_floats(network) == ["deep"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "kernel", "more"),
+    [
+        (64, 64, 1, {}),  # whole tiles alone
+        (130, 70, 1, {"stride": 2}),  # a bit more than two tiles of inputs and one of outputs
+        (5, 3, 3, {"dilation": [2, 2], "padding": [2, 1]}),
+    ],
+)
+def test_tiles_that_are_not_full_add_nothing(inputs, outputs, kernel, more):
+    nodes = (
+        Node("in", "quantize", (IMAGES,), Quantization(0.02, 77)),
+        heavy("conv", ("in",), (outputs, inputs, kernel, kernel), SIGNED, **more),
+        heavy("one", ("conv",), (outputs, outputs, 1, 1), RECTIFIED),
+        Node("real", "dequantize", ("one",)),
+    )
+    network = Network(nodes, (inputs, 13, 11))
+    expected = Reference().load(network)(images(network))
+    assert expected.std() > 0.1
+    assert torch.equal(Cuda().load(network, DEVICE)(images(network)).cpu(), expected)
+
+
+def test_without_a_gpu_the_engine_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "needs an NVIDIA GPU" in Cuda().available()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_on_a_gpu_all_but_grouped_convolutions_run_in_integers():
+    network = every_operator()
+    proof = prove(Cuda(), network, images(network))
+    assert (proof.integer, proof.floating) == (7, 1)
