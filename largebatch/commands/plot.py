@@ -162,7 +162,8 @@ KINDS = {
     ),
     "probe": Kind(
         "Draw what `largebatch probe` measured of every group of runs, in its first seed that was probed: drift "
-        "against the small steps at several epochs, noise scale and sharpness against the epochs, with the warmup shaded.",
+        "against the small steps at several epochs, noise scale and sharpness against the epochs, with the warmup "
+        "shaded.",
         (Word("drift", "end_point", "What is drawn of the drift.", ("end_point", "distance", "cosine")),),
         (("plot probe runs=runs/probed baseline=none", "a row of panels a group, in probe.svg"),),
         _probe,

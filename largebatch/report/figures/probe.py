@@ -80,6 +80,7 @@ def _draw_noise(axes: Axes, group: Group, lines: Sequence[Line]) -> None:
     axes.axhline(group.minibatch, color="black", lw=1, label=f"kn = {group.minibatch}")
     if shown:
         axes.set_yscale("log")
+        style.plain_numbers(axes)
     hidden = [epoch for epoch, scale in points if not math.isfinite(scale)]
     across = axes.get_xaxis_transform()  # x in data, y in parts of the panel
     axes.plot(hidden, [0.97] * len(hidden), "x", color="#444444", transform=across, label="|G|² hidden by noise")
@@ -99,6 +100,7 @@ def _draw_sharpness(axes: Axes, group: Group, lines: Sequence[Line]) -> None:
     axes.axhline(bound, color="black", lw=1, label=f"bound of stability, {bound:.2f}")
     if any(value > 0 for _, value in points):
         axes.set_yscale("log")
+        style.plain_numbers(axes)
     _shade_warmup(axes, group)
     axes.set(xlabel="epoch", ylabel="rate × largest Hessian eigenvalue")
     axes.legend()
