@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,11 @@ VOCABULARY = Vocabulary(
         ),
         Word("nodes", None, "How many nodes they are spread over. By default as few as hold them."),
         Word("profile", "paper", "The name of one that comes along, or a file of `bench profile format=json`."),
+        Word(
+            "run",
+            None,
+            "A run of the same network that `largebatch probe` measured: whether accuracy bears each k, by its answer.",
+        ),
         Word("model", None, "The network that you mean: a profile of another one is refused."),
         Word("device", None, "The device that you mean, such as H200: a profile of another one is refused."),
         Word("epochs", "90", "Of training, each with a validation."),
@@ -93,12 +99,17 @@ def run(arguments: list[str]) -> int:
     else:
         pairs = _pairs(_numbers(given, "k") or [256], gpus)
         predictions = [predict(profile, question, k, p, nodes) for k, p in pairs]
+    if given.text("run"):
+        answer += _borne(str(given.text("run")), profile, name, sorted({one.k for one in predictions}))
+    else:
+        answer.append(
+            "Whether accuracy bears it is another question: run=… of a run that `largebatch probe` measured says it."
+        )
     if given.text("format") == "json":
         print(json.dumps({**facts(name, profile, predictions), "answer": answer}, indent=2, ensure_ascii=False))
     else:
         print("\n".join([*heading(profile), "iteration and its parts in ms", "", *table(predictions)]))
-        if answer:
-            print("\n".join(["", *answer]))
+        print("\n".join(["", *answer]))
     return 0
 
 
@@ -203,6 +214,30 @@ def _in_time(
         f"{duration(least.run)}, {least.gpu_hours:,.4g} GPU-hours.",
     ]
     return met, answer
+
+
+def _borne(run: str, profile: Profile, name: str, ks: list[int]) -> list[str]:
+    """Return what the answer of a probed run says of each k.
+
+    Raises:
+        UserError: the run was not probed enough, or is of another network or n than the profile.
+    """
+    from pathlib import Path
+
+    from largebatch.predict.profile import check_is_of
+    from largebatch.report.answer import answer, open_probed
+
+    probed = open_probed(Path(run))
+    check_is_of(profile, name, {"model": probed.settings["model.name"]}, probed.settings["n"])
+    said = answer(probed)
+    doubt = f" (up to k={said.unsafe:.0f})" if math.isfinite(said.unsafe) else ""
+    kinds = {
+        f"should match the baseline (up to k={said.safe})": [k for k in ks if k <= said.safe],
+        f"in doubt{doubt}": [k for k in ks if said.safe < k <= said.unsafe],
+        "should not match it": [k for k in ks if k > said.unsafe],
+    }
+    parts = [f"k={listed(found)} {words}" for words, found in kinds.items() if found]
+    return [f"Accuracy, by the probe of {run}: {'; '.join(parts)}."]
 
 
 PREDICT = PlainCommand("say what a run would take on machines that are not here: time, GPUs, GPU-hours", run)

@@ -53,7 +53,7 @@ def test_by_default_every_worker_has_a_gpu(answer):
 
 def test_a_table_for_people(capsys):
     assert run(["k=256", "gpus=256"]) == 0
-    first, _, _, head, line = capsys.readouterr().out.splitlines()
+    first, _, _, head, line, *_ = capsys.readouterr().out.splitlines()
     assert first == "resnet50 of 3×224×224, n=32, fp32, on Tesla P100"
     assert head.split()[:5] == ["k", "GPUs", "nodes", "iteration", "computing"]
     assert line.split()[:5] == ["256", "256", "32", "263.6", "210.3"]
