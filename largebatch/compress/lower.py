@@ -12,6 +12,7 @@ from torch import Tensor
 from largebatch.compress.affine import integer_range, quantize, scale_and_zero_point
 from largebatch.compress.network import HEAVY, IMAGES, Network, Node, Quantization, without_unused
 from largebatch.compress.reference import function
+from largebatch.compress.saturation import safe_scale
 from largebatch.compress.trace import CONV, LINEAR
 
 ADD = "aten.add.Tensor"
@@ -52,13 +53,14 @@ class Recipe:
         bits: Of weights and activations, 2 to 8.
         per_channel: Whether every output channel of a weight has a scale of its own, or all have one.
         keep: Names of float operators that stay in floats.
-        reduced: Output channels by layer, a mask (outputs,), whose weights take half of their range.
+        safe: Whether weights that could overflow 16 bits take less of their range: see
+            :mod:`largebatch.compress.saturation`.
     """
 
     bits: int = 8
     per_channel: bool = True
     keep: Collection[str] = ()
-    reduced: Mapping[str, Tensor] | None = None
+    safe: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,10 +204,9 @@ class _Lowering:
         if not self.recipe.per_channel:
             reach = reach.max().expand_as(reach)
         scale, zero = scale_and_zero_point(-reach, reach, self.recipe.bits, signed=True, symmetric=True)
-        reduced = (self.recipe.reduced or {}).get(node.name)
-        if reduced is not None:
-            limit = integer_range(self.recipe.bits, signed=True)[1]
-            scale = torch.where(reduced, scale * (limit / (limit // 2)), scale)
+        if self.recipe.safe:
+            scale = safe_scale(weight, scale, read.high)
+            scale = scale if self.recipe.per_channel else scale.max().expand_as(scale)
         # Of a channel that is dead, or nearly, the bias decides, so that it is kept and fits into an accumulator.
         least = (bias.abs() / (read.scale * BIAS_LIMIT)).clamp(min=torch.finfo(torch.float32).tiny).float()
         scale = torch.where(bias != 0, torch.maximum(scale.where(reach > 0, 0), least), scale)
