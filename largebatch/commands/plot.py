@@ -73,13 +73,13 @@ def _throughput(selection: Selection | None, given: Given) -> Figure:
         raise UserError("paper=true draws the paper's machine by itself: leave runs= out.")
     if name is None:
         return throughput.draw(selection, str(given.text("x")))
-    profile = load(name)
+    profile, nodes = load(name), given.whole("nodes", least=1) if given.text("nodes") else None
     for group in selection.groups:
         check_is_of(profile, name, {"model": group.settings["model.name"]}, group.settings["n"])
     return throughput.draw(
         selection,
         str(given.text("x")),
-        lambda speed: predict(profile, Question(), speed.minibatch // profile.n, speed.processes).iteration,
+        lambda speed: predict(profile, Question(), speed.minibatch // profile.n, speed.processes, nodes).iteration,
     )
 
 
@@ -151,6 +151,7 @@ KINDS = {
                 None,
                 "Draw also what `largebatch predict` says by this profile. With paper=true by default paper.",
             ),
+            Word("nodes", None, "How many nodes that is predicted for. By default as few as hold the processes."),
         ),
         (
             ("plot throughput runs=runs/sweep x=processes", "how well processes scale, in throughput.svg"),

@@ -156,3 +156,9 @@ def test_the_papers_run_time_is_drawn_without_runs(tmp_path, capsys):
 def test_a_figure_of_other_runs(tmp_path, words, sentence):
     with pytest.raises(UserError, match=sentence):
         plot(["throughput", f"runs={RECORDS}", f"out={tmp_path / 'a.svg'}", *words])
+
+
+def test_predictions_are_drawn_beside_runs(tmp_path, profile):
+    own = profile(model="resnet8", n=8, train_images=1437)
+    assert plot(["throughput", f"runs={RECORDS}", own, "nodes=1", f"out={tmp_path / 'a.svg'}"]) == 0
+    assert "<!-- predicted -->" in (tmp_path / "a.svg").read_text(encoding="utf-8")

@@ -153,3 +153,15 @@ def test_compact_records(call, records):
     status, out, err = call("compact", "runs=records")
     assert (status, out) == (2, "")
     assert err.startswith("largebatch: out= is missing: ")
+
+
+def test_a_prediction_needs_no_torch(largebatch):
+    done = largebatch("predict", "k=8,352", "gpus=8,352", "format=json", PYTHONPROFILEIMPORTTIME="1")
+    few, _, many = json.loads(done.stdout)["predictions"]
+    assert many["iteration"] / few["iteration"] == pytest.approx(1.12, abs=0.002)
+    assert not {"torch", "hydra", "matplotlib"} & {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    done = largebatch("predict", "k=256", "deadline=1min")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(
+        "largebatch: deadline=1min is met by no number of GPUs: the shortest run takes 62.5 min"
+    )
