@@ -56,6 +56,9 @@ class Source(Protocol):
     def validation(self, batches: Sequence[range]) -> Iterator[Batch]:
         """Yield the validation images of every range of indices, without augmentation."""
 
+    def plain(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield training images of all indices as validation sees its own: without augmentation."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -128,6 +131,12 @@ class MemorySource:
             images, labels = self._pick(self._val, torch.arange(batch.start, batch.stop, device=self._target.device))
             yield Batch(self._target.images(images, self._config), labels)
 
+    def plain(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield training images without augmentation; see :class:`Source`."""
+        for indices in batches:
+            images, labels = self._pick(self._train, indices.to(self._target.device))
+            yield Batch(self._target.images(images, self._config), labels)
+
     def _crops(self, epoch: int) -> Crops:
         """Draw for a whole epoch at once: for a batch of small images drawing takes longer than cutting."""
         if self._drawn is None or self._drawn[0] != epoch:
@@ -182,6 +191,10 @@ class FolderSource:
     def validation(self, batches: Sequence[range]) -> Iterator[Batch]:
         """Yield validation batches; see :class:`Source`."""
         return self._load(self._files[1], ([(0, index) for index in batch] for batch in batches), False)
+
+    def plain(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield training images without augmentation, black where one cannot be read; see :class:`Source`."""
+        return self._load(self._files[0], ([(0, int(index)) for index in batch] for batch in batches), False)
 
     def _load(self, files: Split, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
         loader = DataLoader(
