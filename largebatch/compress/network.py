@@ -190,7 +190,9 @@ Program = Callable[
 class Engine(Protocol):
     """What computes a network."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What users call it."""
 
     def available(self) -> str | None:
         """Return None where it can run here, else why not and what would do, as a sentence."""
