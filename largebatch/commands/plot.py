@@ -75,7 +75,7 @@ def _throughput(selection: Selection | None, given: Given) -> Figure:
         return throughput.draw(selection, str(given.text("x")))
     profile, nodes = load(name), given.whole("nodes", least=1) if given.text("nodes") else None
     for group in selection.groups:
-        check_is_of(profile, name, {"model": group.settings["model.name"]}, group.settings["n"])
+        check_is_of(profile, name, model=group.settings["model.name"], n=group.settings["n"])
     return throughput.draw(
         selection,
         str(given.text("x")),

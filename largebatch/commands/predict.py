@@ -118,12 +118,8 @@ def _profile(given: Given, name: str) -> Profile:
     from largebatch.predict.profile import Link, check_is_of, load
 
     profile = load(name)
-    check_is_of(
-        profile,
-        name,
-        {key: given.text(key) for key in ("model", "device")},
-        given.whole("n", least=1) if given.text("n") else None,
-    )
+    n = given.whole("n", least=1) if given.text("n") else None
+    check_is_of(profile, name, given.text("model"), given.text("device"), n)
     for between, speed, latency in (("nodes", "network", "latency"), ("gpus", "gpu_link", "gpu_latency")):
         own = profile.link(between)
         if not (given.text(speed) or given.text(latency)):
@@ -228,7 +224,7 @@ def _borne(run: str, profile: Profile, name: str, ks: list[int]) -> list[str]:
     from largebatch.report.answer import answer, open_probed
 
     probed = open_probed(Path(run))
-    check_is_of(profile, name, {"model": probed.settings["model.name"]}, probed.settings["n"])
+    check_is_of(profile, name, model=probed.settings["model.name"], n=probed.settings["n"])
     said = answer(probed)
     doubt = f" (up to k={said.unsafe:.0f})" if math.isfinite(said.unsafe) else ""
     kinds = {

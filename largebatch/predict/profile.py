@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from largebatch.config import UserError, at_least, build, listed, nearest, one_of
+from largebatch.config import UserError, at_least, build, nearest, one_of
 
 SHIPPED = Path(__file__).parent / "profiles"
 SCHEMA = 1
@@ -117,7 +117,10 @@ class Profile:
         if not 0 <= self.overlap <= 1:
             raise UserError(f"overlap={self.overlap:g} is no share: it takes 0 to 1.")
         if self.loading_images_per_second is not None and not self.loading_images_per_second > 0:
-            raise UserError(f"loading_images_per_second={self.loading_images_per_second:g} is not above 0.")
+            raise UserError(
+                f"loading_images_per_second={self.loading_images_per_second:g} is no speed: it takes a number above 0, "
+                "or null where nothing is loaded."
+            )
         for what, names in (
             ("passes", [one.workers for one in self.passes]),
             ("links", [one.between for one in self.links]),
@@ -174,29 +177,23 @@ def load(name: str) -> Profile:
         raise UserError(f"profile={name}: {error}") from None
 
 
-def check_is_of(profile: Profile, name: str, wanted: dict[str, str | None], n: int | None) -> None:
-    """Refuse a profile of another network, device (a part of its name is enough) or n than was asked for.
-
-    Args:
-        profile: That was loaded.
-        name: What it was called.
-        wanted: What was asked for, by ``model`` and ``device``; None where nothing was.
-        n: Likewise.
+def check_is_of(
+    profile: Profile, name: str, model: str | None = None, device: str | None = None, n: int | None = None
+) -> None:
+    """Refuse a profile of another network, device (a part of its name is enough) or n than is wanted; None is any.
 
     Raises:
         UserError: what it is of instead.
     """
-    for key, value in wanted.items():
-        own = str(getattr(profile, key))
-        if value is not None and (value != own if key == "model" else value.casefold() not in own.casefold()):
-            raise UserError(
-                f"{key}={value} was asked for, but profile={name} is of {profile.model} on {profile.device}. Measure "
-                f"one with `largebatch bench profile`, or leave {key} out."
-            )
-    if n is not None and n != profile.n:
+    if model not in (None, profile.model) or (device or "").casefold() not in profile.device.casefold():
         raise UserError(
-            f"n={n} was asked for, but profile={name} was measured with n={profile.n}, and how a pass's time depends "
-            f"on n is not known. Measure one with `largebatch bench profile n={n}`, or leave n out."
+            f"{' on '.join(filter(None, (model, device)))} is wanted, but profile={name} is of {profile.model} on "
+            f"{profile.device}. Measure one with `largebatch bench profile`."
+        )
+    if n not in (None, profile.n):
+        raise UserError(
+            f"n={n} is wanted, but profile={name} was measured with n={profile.n}, and how a pass's time depends on n "
+            f"is not known. Measure one with `largebatch bench profile n={n}`."
         )
 
 
@@ -205,6 +202,6 @@ def missing_link(between: str, gpus: int, nodes: int) -> UserError:
     words = {"nodes": "network=… and latency=…", "gpus": "gpu_link=… and gpu_latency=…"}[between]
     what = {"nodes": "between nodes", "gpus": "between the GPUs of a node"}[between]
     return UserError(
-        f"{listed([gpus])} GPUs on {nodes} nodes exchange gradients {what}, but the profile says nothing of that link: "
-        f"give {words}, or measure it."
+        f"{gpus} GPUs on {nodes} node{'s' * (nodes > 1)} exchange gradients {what}, but the profile says nothing of "
+        f"that link: give {words}, or measure it."
     )

@@ -83,9 +83,9 @@ def test_links_are_replaced(answer, profile):
         (["k=4,8", "gpus=8"], "k=4 is divided by no gpus of 8. These divide it: 1, 2, 4."),
         (["k=8,x"], "k=8,x is not a list of whole numbers from 1 to 65536, such as k=8,256."),
         (["gpus=0"], "gpus=0 is not a list of whole numbers from 1 to 65536, such as gpus=8,256."),
-        (["model=resnet101"], "model=resnet101 was asked for, but profile=paper is of resnet50 on Tesla P100."),
-        (["device=H200"], "device=H200 was asked for, but profile=paper is of resnet50 on Tesla P100."),
-        (["n=64"], "n=64 was asked for, but profile=paper was measured with n=32"),
+        (["model=resnet101"], "resnet101 is wanted, but profile=paper is of resnet50 on Tesla P100."),
+        (["device=H200"], "H200 is wanted, but profile=paper is of resnet50 on Tesla P100."),
+        (["n=64"], "n=64 is wanted, but profile=paper was measured with n=32"),
         (["profile=papers"], "profile=papers is neither a file nor one of .*paper.* Did you mean 'paper'?"),
         (["profile=there.json"], "profile=there.json is neither a file nor one of"),
         (["deadline=soon"], "deadline=soon is no time: give a number above 0 with s, min, h or d"),
@@ -149,7 +149,7 @@ def test_the_papers_run_time_is_drawn_without_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["profile=paper"], "model=resnet8 was asked for, but profile=paper is of resnet50"),
+        (["profile=paper"], "resnet8 is wanted, but profile=paper is of resnet50"),
         (["paper=true"], "paper=true draws the paper's machine by itself: leave runs= out."),
     ],
 )

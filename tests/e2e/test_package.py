@@ -49,10 +49,11 @@ def test_explain_finds_its_configuration(installed, tmp_path):
     assert "kn = 256 × 32 = 8192" in run(installed / "largebatch", "explain", "experiment=imagenet_1h", cwd=tmp_path)
 
 
-def test_report_finds_its_templates_and_plot_the_published_points(installed, tmp_path):
+def test_report_finds_its_templates_plot_the_published_points_and_predict_its_profile(installed, tmp_path):
     records = ROOT / "results" / "digits-curves"
     assert run(installed / "largebatch", "report", f"runs={records}", cwd=tmp_path) == "report.html\n"
     assert run(installed / "largebatch", "plot", "scaling", "paper=true", cwd=tmp_path) == "scaling.svg\n"
+    assert "Tesla P100" in run(installed / "largebatch", "predict", cwd=tmp_path)
 
 
 def test_a_submission_finds_its_batch_script(installed, tmp_path):

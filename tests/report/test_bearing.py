@@ -48,5 +48,5 @@ def test_without_a_probed_run_nothing_is_said_of_accuracy(capsys):
 
 
 def test_a_probe_of_another_network_is_refused(probed):
-    with pytest.raises(UserError, match="model=resnet8 was asked for, but profile=paper is of resnet50"):
+    with pytest.raises(UserError, match="resnet8 is wanted, but profile=paper is of resnet50"):
         predict([f"run={probed('resnet8')}"])
