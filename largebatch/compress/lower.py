@@ -89,7 +89,7 @@ def lower(network: Network, ranges: Mapping[str, Range], recipe: Recipe) -> Lowe
 
 
 def needed(network: Network, recipe: Recipe) -> list[str]:
-    """Return the names of the float tensors whose ranges :func:`lower` will ask for."""
+    """Return the names of the float tensors whose ranges :func:`lower` will ask for, whatever is kept in floats."""
 
     class Asked(dict[str, Range]):
         def __missing__(self, name: str) -> Range:
@@ -97,8 +97,9 @@ def needed(network: Network, recipe: Recipe) -> list[str]:
             return self[name]
 
     asked = Asked()
-    lower(network, asked, recipe)
-    return list(asked)
+    lower(network, asked, replace(recipe, keep=()))
+    products = (node.inputs[0] for node in network if node.attributes["target"] in (CONV, LINEAR))
+    return list(dict.fromkeys([*asked, *products]))  # behind a layer in floats, the next one's input is rounded
 
 
 class _Lowering:
