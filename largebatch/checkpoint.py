@@ -206,10 +206,14 @@ def unpack(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> No
         {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
     )
     saved = optimizer.state_dict()
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, value in checkpoint.tensors.items():
         if name.startswith("optimizer."):
             _, index, field = name.split(".", 2)
+            like = parameters[int(index)]
+            if value.shape == like.shape:  # fused kernels want momentum to lie as the weights do, channels_last too
+                value = torch.empty_like(like).copy_(value)
             state.setdefault(int(index), {})[field] = value
     for name, value in checkpoint.state["optimizer"].items():
         first, *rest = name.split(".")

@@ -78,16 +78,20 @@ class BatchNormConfig:
 
     ``running`` is worker0 (what one worker sees, the paper's) or mean (over the k workers). ``momentum`` is in
     PyTorch's convention: 0.1 is the paper's 0.9. ``recompute`` also evaluates with statistics averaged over
-    ``recompute_batches`` worker batches of training images.
+    ``recompute_batches`` worker batches of training images. ``kernel`` is how the k workers' statistics are computed:
+    separate (PyTorch's BatchNorm once a worker), joint (one expression, for a compiler to fuse), fused (GPU kernels
+    that also add the shortcut and take the ReLU) or auto.
     """
 
     running: str
     momentum: float
+    kernel: str
     recompute: bool
     recompute_batches: int
 
     def __post_init__(self) -> None:
         one_of("bn.running", self.running, ("worker0", "mean"))
+        one_of("bn.kernel", self.kernel, ("auto", "separate", "joint", "fused"))
         if not 0 < self.momentum <= 1:
             raise UserError(f"bn.momentum={self.momentum} is out of range: it takes a number above 0, up to 1.")
         at_least("bn.recompute_batches", self.recompute_batches, 1)
@@ -240,6 +244,32 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class ExchangeConfig:
+    """How the gradients of several processes are averaged.
+
+    They travel in buckets of ``bucket_mb`` MiB, each as soon as back-propagation has filled it: smaller ones start
+    earlier, larger ones use the network better. ``gradient_as_bucket_view`` keeps gradients in the buckets and saves
+    their memory once. ``static_graph`` promises that every pass uses the same layers. ``compress`` is none, or bf16
+    for half the bytes, with gradients rounded to 8 bits of precision on the way.
+    """
+
+    bucket_mb: float
+    gradient_as_bucket_view: bool
+    static_graph: bool
+    compress: str
+
+    def __post_init__(self) -> None:
+        if not self.bucket_mb > 0:
+            raise UserError(f"exchange.bucket_mb={self.bucket_mb:g} is out of range: it takes MiB above 0.")
+        one_of("exchange.compress", self.compress, ("none", "bf16"))
+
+    @property
+    def bucket_bytes(self) -> int:
+        """Size of a bucket."""
+        return round(self.bucket_mb * 2**20)
+
+
+@dataclass(frozen=True)
 class ProbeConfig:
     """What is measured of how far k can grow: at a run's start and every ``every`` epochs; null: nothing.
 
@@ -389,6 +419,7 @@ class Config:
     tf32: bool
     device: str
     compile: bool
+    cuda_graphs: bool
     channels_last: bool | None
     deterministic: bool | None
     exact: bool
@@ -403,6 +434,7 @@ class Config:
     schedule: ScheduleConfig
     optimizer: OptimizerConfig
     loader: LoaderConfig
+    exchange: ExchangeConfig
     checkpoint: CheckpointConfig
     probe: ProbeConfig
     launcher: LauncherConfig
@@ -433,6 +465,7 @@ class Config:
             self.check_size(self.dataset.train_images)
         self._check_epochs()
         self._check_exact()
+        self._check_graphs()
         self._check_pitfall()
         if self.probe.every is not None:
             self.check_probe()
@@ -489,11 +522,30 @@ class Config:
             )
         if self.deterministic is False:
             raise UserError("exact=true needs deterministic kernels, so it cannot go with deterministic=false.")
+        if self.cuda_graphs or self.bn.kernel not in ("auto", "separate"):
+            given = "cuda_graphs=true" if self.cuda_graphs else f"bn.kernel={self.bn.kernel}"
+            raise UserError(f"exact=true computes with PyTorch's own kernels, one by one: leave {given} out.")
+        if self.exchange.compress != "none":
+            raise UserError(
+                f"exact=true keeps every bit of a gradient: leave exchange.compress={self.exchange.compress} out."
+            )
         for key, value in (("k", self.k), ("processes", self.processes or 1)):
             if value & (value - 1):
                 raise UserError(
                     f"exact=true adds gradients in one binary tree, so {key}={value} must be a power of two."
                 )
+
+    def _check_graphs(self) -> None:
+        if self.cuda_graphs and self.precision == "fp64":
+            raise UserError("cuda_graphs=true keeps the rate in float32: it cannot go with precision=fp64.")
+        if self.cuda_graphs and (self.optimizer.name != "sgd" or self.pitfall.name.startswith("absorb_rate")):
+            given = (
+                f"optimizer={self.optimizer.name}" if self.optimizer.name != "sgd" else f"pitfall={self.pitfall.name}"
+            )
+            raise UserError(
+                f"cuda_graphs=true repeats a step with a rate that lies on the GPU, which {given} cannot read there: "
+                "use optimizer=sgd, or cuda_graphs=false."
+            )
 
     def check_size(self, train_images: int) -> None:
         """Raise :class:`UserError` if one minibatch is larger than the training set."""
@@ -576,6 +628,8 @@ class Config:
         kept["precision"] = precision
         kept["pitfall"] = self.pitfall.name
         kept["bn"] = {key: values["bn"][key] for key in ("running", "momentum")}
+        if self.exchange.compress != "none":
+            kept["exchange"] = {"compress": self.exchange.compress}
         kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in ("root", "on_error")}
         kept["warmup"] = {"name": self.warmup.name, "epochs": self.warmup_epochs}
         kept["schedule"] = {

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from largebatch.config import ExchangeConfig
 from largebatch.stats import PairwiseSum
 from largebatch.world import World
-
-BUCKET_BYTES = 25 * 2**20  # DDP's
 
 
 class Averaging:
@@ -28,8 +28,8 @@ class Averaging:
         statistics: Sums running statistics over the processes.
     """
 
-    def __init__(self, model: nn.Module, world: World) -> None:
-        self.net = model if world.size == 1 else _data_parallel(model)
+    def __init__(self, model: nn.Module, world: World, config: ExchangeConfig) -> None:
+        self.net = model if world.size == 1 else _data_parallel(model, config)
         self.factor, self.statistics = world.size, world.sum
 
     def passing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
@@ -42,14 +42,23 @@ class Averaging:
         """Do nothing: DDP's backward has waited already."""
 
 
-def _data_parallel(model: nn.Module) -> DistributedDataParallel:
+def _data_parallel(model: nn.Module, config: ExchangeConfig) -> DistributedDataParallel:
     # The running statistics follow bn.running, not rank 0's latest pass: DDP must leave the buffers alone. The
     # option has a new name in later versions of torch, where the old one warns.
     known = inspect.signature(DistributedDataParallel.__init__).parameters
     options: dict[str, Any] = {
         "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers": False
     }
-    return DistributedDataParallel(model, **options)
+    net = DistributedDataParallel(
+        model,
+        bucket_cap_mb=config.bucket_mb,
+        gradient_as_bucket_view=config.gradient_as_bucket_view,
+        static_graph=config.static_graph,
+        **options,
+    )
+    if config.compress == "bf16":
+        net.register_comm_hook(None, bf16_compress_hook)
+    return net
 
 
 @dataclass
@@ -86,7 +95,7 @@ class Tree:
         statistics: Sums running statistics over the processes.
     """
 
-    def __init__(self, model: nn.Module, world: World, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(self, model: nn.Module, world: World, bucket_bytes: int) -> None:
         self.net, self.factor, self._world = model, 1, world
         self.statistics = world.tree_sum
         self._buckets = _cut(model, bucket_bytes)

@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from largebatch.batchnorm import RunningStatistics
-from largebatch.config import Config
+from largebatch.batchnorm import RunningStatistics, choose_kernel
+from largebatch.config import Config, UserError
 from largebatch.data.source import Source, Target, open_source
 from largebatch.data.stream import INITIALISE, key
 from largebatch.exchange import Averaging, Exchange, Tree
 from largebatch.models import build_model, initialise, is_stochastic
+from largebatch.models.fuse import fuse
 from largebatch.optim import make_optimizer
 from largebatch.placement import Placement
 from largebatch.world import World, join
@@ -95,11 +96,22 @@ def make_learner(config: Config, placement: Placement, world: World, classes: in
         # Dropout is drawn a pass at a time: only a pass of one worker can be the same on any hardware.
         groups = 1 if stochastic else placement.workers_per_pass
         placement = replace(placement, workers_per_pass=groups)
-    running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, first=world.rank == 0)
-    optimizer = make_optimizer(model, config.optimizer, config.pitfall.name)
+    kernel = choose_kernel(config.bn.kernel, placement.device, config.compile, config.exact)
+    running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, world.rank == 0, kernel)
+    if kernel == "fused":
+        fuse(model)
+    if config.cuda_graphs and stochastic:
+        raise UserError(
+            "cuda_graphs=true repeats a step as it was recorded, and dropout is drawn anew for every worker: use "
+            "cuda_graphs=false for this network."
+        )
+    one_kernel = placement.device == "cuda" and not config.exact
+    rate_on = world.device if config.cuda_graphs else None
+    optimizer = make_optimizer(model, config.optimizer, config.pitfall.name, one_kernel, rate_on)
     if config.compile:
         model.compile(fullgraph=True, dynamic=False)
-    exchange = Tree(model, world) if config.exact else Averaging(model, world)
+    options = config.exchange
+    exchange = Tree(model, world, options.bucket_bytes) if config.exact else Averaging(model, world, options)
     learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic)
     if world.size > 1 and not config.exact:
         _settle_buckets(learner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,17 @@ from largebatch.evaluate import wide
 from largebatch.world import World
 
 FIGURES = 4  # of a worker in a step: summed loss, samples right, losses not finite, images replaced
+
+
+def count_replaced(rows: Tensor, replaced: Sequence[int]) -> None:
+    """Write how many images each pass of a step replaced into the row of its first worker.
+
+    Args:
+        rows: (workers, FIGURES), in place.
+        replaced: One number a pass.
+    """
+    if any(replaced):  # seldom: a number that goes to a GPU makes it wait
+        rows[:: len(rows) // len(replaced), -1] = torch.tensor(replaced, dtype=rows.dtype, device=rows.device)
 
 
 @dataclass

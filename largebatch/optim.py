@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
@@ -47,11 +47,25 @@ def decay_groups(model: nn.Module) -> DecayGroups:
     )
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig, pitfall: str = "none") -> Optimizer:
-    """Return the optimizer with its two decay groups; its rate is set before every step.
+def make_optimizer(
+    model: nn.Module,
+    config: OptimizerConfig,
+    pitfall: str = "none",
+    fused: bool = False,
+    rate_on: torch.device | None = None,
+) -> Optimizer:
+    """Return the optimizer with its two decay groups; :func:`set_rate` sets its rate before every step.
 
     SGD is PyTorch's form of momentum, u ← m u + g, w ← w − η u: the rate is outside the momentum, so a change
     of rate needs no correction (remark 2).
+
+    Args:
+        model: On its device already.
+        config: Which, and its constants.
+        pitfall: That of the run.
+        fused: Whether SGD reads and writes everything once, in a single kernel a group; equal up to rounding.
+        rate_on: Where the rate lies as a tensor, for a step that is recorded; None: it is a number. Fused SGD alone
+            takes it without waiting for the device.
     """
     groups = decay_groups(model)
     spared_decay = config.weight_decay if pitfall == "decay_bn" else 0.0
@@ -63,7 +77,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, pitfall: str = "no
     if pitfall in ("absorb_rate", "absorb_rate_corrected"):
         return RateAbsorbingSGD(parameters, config.momentum, config.nesterov, pitfall == "absorb_rate_corrected")
     if config.name == "sgd":
-        return SGD(parameters, lr=0.0, momentum=config.momentum, nesterov=config.nesterov)
+        rate = 0.0 if rate_on is None else torch.zeros((), device=rate_on)
+        return SGD(parameters, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
     from timm.optim.lamb import Lamb  # imported where used: timm takes a second
     from timm.optim.lars import Lars
 
@@ -76,6 +91,15 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig, pitfall: str = "no
             trust_coeff=config.trust_coefficient,
         )
     return Lamb(parameters, lr=0.0, betas=(config.momentum, 0.999))
+
+
+def set_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group its rate, in place where it is a tensor: what is recorded reads that one."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
 class RateAbsorbingSGD(Optimizer):

@@ -60,6 +60,11 @@ def place(
         raise UserError("device=mps was asked for, but this machine has no Apple GPU: use device=cpu or device=auto.")
 
     processes = _processes(config, hardware, device, world_size)
+    if config.cuda_graphs and (device != "cuda" or processes > 1):
+        raise UserError(
+            f"cuda_graphs=true records a whole step on one GPU, and this run has device={device}, "
+            f"processes={processes}: use processes=1 on a GPU, or cuda_graphs=false."
+        )
     workers = config.k // processes
     per_pass = config.workers_per_pass
     if config.pitfall.name == "sync_bn":

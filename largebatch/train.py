@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,13 @@ from largebatch.config import Config, Fault, UserError
 from largebatch.data.source import Batch, Source, is_lost_loader, lost_loader
 from largebatch.data.stream import DROPOUT, IndependentShuffles, SampleStream, key
 from largebatch.evaluate import batches_of, evaluate, shard, wide
+from largebatch.graph import GraphedStep, copied_aside
 from largebatch.interrupt import FAULT, Signals
 from largebatch.learner import DTYPES, Learner, make_learner, open_data, start
 from largebatch.lock import owned
-from largebatch.meter import Meter, Sums, Wishes
+from largebatch.meter import Meter, Sums, Wishes, count_replaced
 from largebatch.models.build import check_shapes
+from largebatch.optim import set_rate
 from largebatch.placement import Placement
 from largebatch.probe.prober import Prober
 from largebatch.progress import Progress
@@ -51,9 +54,13 @@ def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate:
     Returns:
         A row a worker of this process, (k/P, FIGURES) on the device.
     """
+    set_rate(learner.optimizer, rate)
+    return step_at_rate(learner, batches, iteration)
+
+
+def step_at_rate(learner: Learner, batches: Iterator[Batch], iteration: int) -> Tensor:
+    """Make one step as :func:`train_step` does, with the rate that the optimizer has."""
     config, placement = learner.config, learner.placement
-    for group in learner.optimizer.param_groups:
-        group["lr"] = rate
     learner.optimizer.zero_grad(set_to_none=True)
     passes = placement.workers // placement.workers_per_pass
     # Normalised by the whole minibatch kn (remark 3), in every process alike.
@@ -78,17 +85,23 @@ def train_step(learner: Learner, batches: Iterator[Batch], iteration: int, rate:
     learner.exchange.finish()
     learner.optimizer.step()
     learner.running.after_step(learner.exchange.statistics, learner.world.size)
-    return _figures(outcomes, corrupt, config.n)
+    rows = _figures(outcomes, config.n)
+    count_replaced(rows, corrupt)
+    return rows
 
 
-def _figures(outcomes: list[tuple[Tensor, Tensor]], corrupt: list[int], n: int) -> Tensor:
+def _figures(outcomes: list[tuple[Tensor, Tensor]], n: int) -> Tensor:
     """Make the rows of all passes at once: pass by pass, these small operations show in a small network's time."""
     losses, right = (torch.cat(parts).view(-1, n) for parts in zip(*outcomes, strict=True))
     losses, right = losses.to(wide(losses.device)), right.sum(1)
-    replaced = torch.zeros_like(right)
-    if any(corrupt):  # of a pass, in the row of its first worker
-        replaced[:: len(right) // len(corrupt)] = torch.tensor(corrupt, device=right.device)
-    return torch.stack([losses.sum(1), right, (~losses.isfinite()).sum(1), replaced], dim=1)
+    return torch.stack([losses.sum(1), right, (~losses.isfinite()).sum(1), torch.zeros_like(right)], dim=1)
+
+
+def make_step(learner: Learner) -> Callable[[Iterator[Batch], int, float], Tensor]:
+    """Return :func:`train_step` for this learner, recorded and repeated where cuda_graphs=true."""
+    if learner.config.cuda_graphs:
+        return GraphedStep(learner, functools.partial(step_at_rate, learner))
+    return functools.partial(train_step, learner)
 
 
 @dataclass
@@ -307,7 +320,9 @@ class Run:
         per_epoch = self.stream.iterations_per_epoch
         mine = (learner.first_worker, learner.placement.workers, learner.placement.workers_per_pass)
         passes = self.stream.passes(journey.iteration, self.total, *mine)
-        batches = self.watchdog.watched(self.source.train(passes), "training")
+        arriving = copied_aside(self.source.train(passes), learner.world.device)
+        batches = self.watchdog.watched(arriving, "training")
+        step = make_step(learner)
         # Reading a figure makes a GPU wait; but with it come signals, which cannot wait for a rare line of the log.
         read_every = min(config.log_every, READ_EVERY) if learner.placement.device == "cuda" else 1
         meter, wishes, status = Meter(config.k, learner.first_worker, learner.world), Wishes(), ""
@@ -318,7 +333,7 @@ class Run:
                 self.epoch_started = time.monotonic()
             while not status and journey.iteration < self.total:
                 rate = self.rates.rate_at(journey.iteration)
-                meter.add(train_step(learner, batches, journey.iteration, rate), config.minibatch)
+                meter.add(step(batches, journey.iteration, rate), config.minibatch)
                 journey.iteration += 1
                 self.watchdog.iteration = journey.iteration
 

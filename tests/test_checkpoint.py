@@ -53,6 +53,20 @@ def test_training_goes_on_with_the_same_bits(compose, tmp_path, name):
         assert value.equal(resumed.state_dict()[key]), key
 
 
+def test_momentum_comes_back_as_the_weights_lie(compose, tmp_path):
+    config = compose().optimizer
+    models = [nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    optimizers = [make_optimizer(model, config) for model in models]
+    models[0](torch.ones(1, 3, 5, 5)).sum().backward()
+    optimizers[0].step()
+    tensors, scalars = checkpoint.pack(models[0], optimizers[0])
+    checkpoint.write(tmp_path, Snapshot(tensors, {"iteration": 1, "optimizer": scalars}), keep=1)
+    checkpoint.unpack(checkpoint.newest(tmp_path), models[1], optimizers[1])
+    before, after = (one.state[model.weight]["momentum_buffer"] for one, model in zip(optimizers, models, strict=True))
+    assert after.equal(before)
+    assert after.stride() == models[1].weight.stride() != torch.empty_like(after).contiguous().stride()
+
+
 @pytest.mark.parametrize(("keep", "kept"), [(1, [2000000000]), (2, [2000000000, 15]), (9, [2000000000, 15, 10, 5])])
 def test_the_newest_is_found_and_as_many_are_kept(tmp_path, keep, kept):
     for iteration in (5, 10, 2000000000, 15):

@@ -134,6 +134,8 @@ def test_buckets_hold_every_parameter_once():
         (["workers_per_pass=2"], "exact=true adds up worker by worker"),
         (["deterministic=false"], "deterministic=false"),
         (["k=6"], "k=6 must be a power of two"),
+        (["exchange.compress=bf16"], "leave exchange.compress=bf16 out"),
+        (["bn.kernel=joint"], "leave bn.kernel=joint out"),
     ],
 )
 def test_what_does_not_go_with_exact(compose, words, message):

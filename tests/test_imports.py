@@ -19,7 +19,7 @@ LAYERS = (
     "models sweep",
     "evaluate exchange definition",
     "meter learner watchdog",
-    "probe",
+    "probe graph",
     "train",
     "compress",
     "explain certify evaluation predict bench",

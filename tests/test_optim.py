@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from largebatch.optim import decay_groups, make_optimizer
+from largebatch.optim import decay_groups, make_optimizer, set_rate
 
 
 def test_resnet50_spares_every_batchnorm_and_decays_the_rest():
@@ -79,6 +79,23 @@ def test_sgd_is_pytorchs(compose):
     groups = [{"params": theirs[0].parameters(), "weight_decay": 1e-4}, {"params": theirs[1].parameters()}]
     descend(theirs, torch.optim.SGD(groups, momentum=0.9, nesterov=True), [0.1, 0.2, 0.02])
     assert all(a.equal(b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+
+
+def test_fused_sgd_with_its_rate_in_a_tensor_is_the_ordinary_one(compose):
+    plain, fused, config = network(), network(), compose().optimizer
+    optimizer = make_optimizer(fused, config, fused=True, rate_on=torch.device("cpu"))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    ordinary = make_optimizer(plain, config)
+    for rate in (0.125, 0.5, 0.0625):
+        set_rate(ordinary, rate)
+        set_rate(optimizer, rate)
+        for model, one in ((plain, ordinary), (fused, optimizer)):
+            model(torch.ones(2, 3, dtype=torch.float64).cumsum(0)).square().sum().backward()
+            one.step()
+            one.zero_grad()
+    assert all(group["lr"] is rate for group, rate in zip(optimizer.param_groups, rates, strict=True))
+    for ours, theirs in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("name", ["lars", "lamb"])

@@ -1,5 +1,6 @@
 """k is the experiment, the hardware is not: what a run computes, wherever its workers are."""
 
+import json
 import weakref
 from pathlib import Path
 
@@ -76,6 +77,10 @@ def settings(processes: int) -> dict[str, list[str]]:
     one = [f"processes={processes}", "workers_per_pass=1"]
     if processes < 4:
         named["dropout"] = [*one, "precision=fp64", *DROPOUT]
+    if processes == 2:
+        named["buckets"] = [*one, "precision=fp32", "exchange.bucket_mb=0.05", "exchange.gradient_as_bucket_view=true"]
+        named["static"] = [*one, "precision=fp32", "exchange.static_graph=true"]
+        named["compressed"] = [*one, "precision=fp32", "exchange.compress=bf16"]
     named["short"] = [*one, "precision=fp32", "iterations=7"]
     named["resumed"] = [*one, "precision=fp32", "resume=true"]
     named["whole"] = [*one, "precision=fp32"]
@@ -181,6 +186,20 @@ def test_placement_may_change_when_a_run_goes_on(compose, runs, tmp_path):
         config = compose(*overrides, *more)
         fit(config, place(config, CPU), tmp_path)
     assert largest_difference(runs[1, "fp64-mean-1"], tmp_path) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["buckets", "static"])
+def test_how_gradients_travel_does_not_change_a_bit_between_two_processes(runs, name):
+    assert (runs[2, name] / "model.safetensors").read_bytes() == (runs[2, "whole"] / "model.safetensors").read_bytes()
+
+
+def test_gradients_of_half_the_bytes_are_rounded_and_make_another_experiment(runs):
+    plain, rounded = runs[2, "whole"], runs[2, "compressed"]
+    losses = [[line["loss"] for line in read_metrics(run, "iteration")[:3]] for run in (plain, rounded)]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    one, other = (json.loads((run / "provenance.json").read_text())["experiment"] for run in (plain, rounded))
+    assert other == {**one, "exchange": {"compress": "bf16"}}
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, bytes]]:

@@ -107,8 +107,10 @@ def _time_exchange(config: Config, placement: Placement, repeats: int) -> tuple[
     images = torch.randn(config.n, data.channels, data.height, data.width, dtype=dtype, device=world.device)
     if placement.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    exchanges: dict[str, Exchange] = {"ddp": Averaging(network(), world), "tree": Tree(network(), world)}
-    alone = Averaging(network(), World(0, 1, world.device))
+    options = config.exchange
+    exchanges: dict[str, Exchange] = {"ddp": Averaging(network(), world, options)}
+    exchanges["tree"] = Tree(network(), world, options.bucket_bytes)
+    alone = Averaging(network(), World(0, 1, world.device), options)
     # With images first: DDP cuts its buckets in the order in which the first gradients arrive.
     passes = {f"both_{kind}": Pass(exchanges[kind], world, placement.precision, images) for kind in KINDS}
     passes |= {f"exchange_{kind}": Pass(exchanges[kind], world, placement.precision, None) for kind in KINDS}

@@ -20,7 +20,7 @@ from largebatch.bench.exchange import Either, Pass
 from largebatch.bench.step import Ours, make_ours, make_plain, step_data
 from largebatch.config import Config, UserError
 from largebatch.data import sets
-from largebatch.exchange import BUCKET_BYTES, Averaging
+from largebatch.exchange import Averaging
 from largebatch.launch import launch
 from largebatch.learner import DTYPES, open_data, start
 from largebatch.models import build_model
@@ -60,7 +60,7 @@ def measure(config: Config, repeats: int) -> Profile:
         timed, update = time_passes(ours, repeats)
         passes.append({"workers": workers, **timed})
         updates.append(update)
-    messages = 1 + max(0, math.ceil((gradient_bytes - FIRST_BUCKET_BYTES) / BUCKET_BYTES))
+    messages = 1 + max(0, math.ceil((gradient_bytes - FIRST_BUCKET_BYTES) / config.exchange.bucket_bytes))
     processes = config.processes or (hardware().gpus if placement.device == "cuda" else 2)
     links: list[dict[str, Any]] = []
     hidden = 1.0
@@ -165,7 +165,8 @@ def _time_links(
         return Either(model.to(memory_format=torch.channels_last) if placement.channels_last else model)
 
     images = torch.randn(config.n, data.channels, data.height, data.width, dtype=dtype, device=world.device)
-    joined, alone = Averaging(network(), world), Averaging(network(), World(0, 1, world.device))
+    joined = Averaging(network(), world, config.exchange)
+    alone = Averaging(network(), World(0, 1, world.device), config.exchange)
     size = sum(p.numel() * p.element_size() for p in alone.net.parameters() if p.requires_grad) / messages
     # With images first: DDP cuts its buckets in the order in which the first gradients arrive.
     both = Pass(joined, world, placement.precision, images)

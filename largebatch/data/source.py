@@ -117,7 +117,10 @@ class MemorySource:
         """Yield augmented batches; see :class:`Source`."""
         pixels = self._train.images[0].numel()
         for epoch, together in _gathered(passes, _CUT_BYTES // pixels):
-            indices = torch.cat(together).to(self._target.device)
+            indices = torch.cat(together)
+            if self._target.device.type == "cuda":  # from ordinary memory, a copy waits for all work before it
+                indices = indices.pin_memory()
+            indices = indices.to(self._target.device, non_blocking=True)
             images, labels = self._pick(self._train, indices)
             if self._config.crop == "pad":
                 images = crop_and_flip(images, self._crops(epoch).of(indices), self._config.pad)
