@@ -52,6 +52,7 @@ results: .venv/synced ## draw figures and tables again from the committed record
 	$(BIN)/largebatch report runs=results/digits out=results/digits/report.html
 	$(BIN)/largebatch plot curves runs=results/digits-curves out=results/digits-curves/curves.svg out=results/digits-curves/curves.png
 	$(BIN)/python scripts/pitfalls.py results/pitfalls
+	$(BIN)/largebatch plot throughput paper=true out=results/predict/run-time.svg out=results/predict/run-time.png
 
 golden: .venv/synced ## write the losses of the golden run anew; the commit must say why they moved
 	$(BIN)/python scripts/golden.py
