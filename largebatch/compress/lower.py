@@ -89,7 +89,7 @@ def lower(network: Network, ranges: Mapping[str, Range], recipe: Recipe) -> Lowe
 
 
 def needed(network: Network, recipe: Recipe) -> list[str]:
-    """Return the names of the float tensors whose ranges :func:`lower` will ask for, whatever is kept in floats."""
+    """Return the names of the float tensors whose ranges :func:`lower` will ask for, whichever layers are kept."""
 
     class Asked(dict[str, Range]):
         def __missing__(self, name: str) -> Range:
