@@ -127,6 +127,7 @@ def _named_part(arguments: list[str]) -> list[str]:
     usual = {
         "exchange": ["model=resnet50"],
         "offload": ["model=resnet50", "dataset=synthetic"],
+        "quantize": ["model=resnet50", "bench.batches=[16,32]"],
         "profile": ["model=resnet50", "dataset=imagenet", "bench.repeats=50"],
     }.get(word, [])
     named = {argument.partition("=")[0] for argument in rest}

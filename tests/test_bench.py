@@ -195,7 +195,8 @@ def test_mistakes_are_refused(compose, values, words):
         (["exchange", "processes=3", "k=3", *TINY], "takes a power of two"),
         (
             ["exchnge"],
-            "bench exchnge is not known: it measures step, loader, exchange, checkpoint, offload, all. "
+            "bench exchnge is not known: it measures step, loader, exchange, checkpoint, offload, quantize, profile, "
+            "all. "
             "Did you mean 'exchange'",
         ),
     ],
@@ -222,6 +223,7 @@ def test_an_exchange_inside_a_rank_is_refused(monkeypatch):
         (["exchange"], ["bench.what=exchange", "model=resnet50"]),
         (["exchange", "model=resnet8"], ["bench.what=exchange", "model=resnet8"]),
         (["offload"], ["bench.what=offload", "model=resnet50", "dataset=synthetic"]),
+        (["quantize", "model=resnet8"], ["bench.what=quantize", "bench.batches=[16,32]", "model=resnet8"]),
         (["offload", "dataset=digits"], ["bench.what=offload", "model=resnet50", "dataset=digits"]),
     ],
 )
@@ -266,6 +268,24 @@ def test_offloading_is_compared_with_resident_weights(capfd, threads):
     assert facts["ensemble"]["models_on_the_device"] == 2
     page = as_text(facts)
     assert all(words in page for words in ("offload: resnet8", "ours, groups=leaf", "batch of 4", "6 uploads"))
+
+
+def test_integers_are_exact_and_compared_with_floats(capfd, threads):
+    small = ["bench.photographs=32", "bench.files.height=32", "bench.files.width=32", "bench.repeats=1"]
+    assert cli.run(["bench", "quantize", *TINY, *small, "bench.batches=[2]", "format=json"]) == 0
+    facts = json.loads(capfd.readouterr().out)
+    assert facts["exactness"]["x86"]["wrong_accumulators"] == 0
+    assert facts["weights"]["share"] < 0.27
+    for engine in ("x86", "onnxruntime"):
+        assert facts["exactness"][engine]["nodes"] == facts["operators"][engine]["integer"] == 10
+        assert facts["operators"][engine]["floating"] == 0
+        assert facts["exactness"][engine]["largest"] <= 1
+        assert facts["decibels"][engine] > 40
+    assert {"x86", "onnxruntime", "float32"} <= set(facts["batches"]["2"]["seconds"])
+    assert {"x86_vs_onnxruntime", "x86_vs_float32"} <= set(facts["batches"]["2"]["ratios"])
+    assert facts["calibration"]["ratio"]["median"] > 0
+    page = as_text(facts)
+    assert all(words in page for words in ("quantize: resnet8", "batch of 2", "ours, engine=onnxruntime", "channels"))
 
 
 def test_the_command_prints_stable_keys_and_nothing_else(capfd, threads):

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 from largebatch.config import DatasetConfig, UserError, at_least, one_of
 
 PARTS = ("step", "loader")  # of all
-WHAT = (*PARTS, "exchange", "checkpoint", "offload", "profile", "all")
+WHAT = (*PARTS, "exchange", "checkpoint", "offload", "quantize", "profile", "all")
 
 
 @dataclass(frozen=True)
 class BenchConfig:
     """What to measure.
 
-    ``what`` is step, loader, exchange, checkpoint, offload, profile, or all for the first two. The first of ``k`` is
-    compared with the plain loops, each of the others with the first. Sides take turns, ``repeats`` of them, of
+    ``what`` is step, loader, exchange, checkpoint, offload, quantize, profile, or all for the first two. The first of
+    ``k`` is compared with the plain loops, each of the others with the first. Sides take turns, ``repeats`` of them, of
     ``iterations`` steps each. The loaders read ``photographs`` made here, in a run of the loader over all of them a
-    turn, unless ``files`` has a root. ``batches`` are the images of a pass of offload.
+    turn, unless ``files`` has a root. ``batches`` are the images of a pass of offload and quantize.
     """
 
     what: str

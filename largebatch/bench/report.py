@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torchvision
 
-from largebatch.bench import checkpoint, exchange, loader, offload, profile, step
+from largebatch.bench import checkpoint, exchange, loader, offload, profile, quantize, step
 from largebatch.bench.compare import spread
 from largebatch.bench.config import BenchConfig
 from largebatch.config import Config, UserError
@@ -33,7 +33,8 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
     each k add to a process. Of an exchange, ``ratios`` are of seconds, the tree's over DDP's: above 1, the tree is
     slower; ``overlap`` is explained at :func:`exchange.overlap`. Of a checkpoint, ``seconds`` are what it adds to the
     steps beside it, and ``share`` is the upper end of that, of the time between two. Of offloading, ``ratios`` are of
-    seconds: below 1, ours is faster; see :func:`offload.time_offload`.
+    seconds: below 1, ours is faster; see :func:`offload.time_offload`. Of integers, see
+    :func:`quantize.time_quantize`.
 
     Args:
         config: Network, images, n, precision and threads; its k is not used.
@@ -56,6 +57,8 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
         return _checkpoint(replace(config, k=asked.k[0], dataset=step.step_data(config.dataset)), asked)
     if asked.what == "offload":
         return _offload(config, asked)
+    if asked.what == "quantize":
+        return _quantize(config, asked)
     placement = place(config, hardware())
     facts: Facts = {
         "machine": machine(placement),
@@ -142,6 +145,24 @@ def _offload(config: Config, asked: BenchConfig) -> Facts:
         "iterations": asked.iterations,
     }
     facts |= offload.time_offload(config, placement, asked.batches, asked.repeats, asked.iterations)
+    facts["machine"]["load_at_end"] = os.getloadavg()[0]
+    return facts
+
+
+def _quantize(config: Config, asked: BenchConfig) -> Facts:
+    placement = place(config, hardware())
+    torch.set_num_threads(placement.threads)
+    facts: Facts = {"machine": machine(placement)}
+    files = asked.files
+    facts["setting"] = {
+        "what": asked.what,
+        "model": config.model.name,
+        "images": f"{files.channels}×{files.height}×{files.width}",
+        "photographs": asked.photographs,
+        "batches": list(asked.batches),
+        "repeats": asked.repeats,
+    }
+    facts |= quantize.time_quantize(config, placement, files, asked.photographs, asked.batches, asked.repeats)
     facts["machine"]["load_at_end"] = os.getloadavg()[0]
     return facts
 
@@ -246,6 +267,9 @@ def as_text(facts: Facts) -> str:
     if "ensemble" in facts:
         lines.append(f"offload: {setting['model']}, {facts['weight_bytes'] / 1e6:,.1f} MB, images {setting['images']}")
         return "\n".join([*lines, *offload.as_lines(facts)])
+    if "exactness" in facts:
+        lines.append(f"quantize: {setting['model']}, images {setting['images']}, random weights")
+        return "\n".join([*lines, *quantize.as_lines(facts)])
     if "overlap" in facts:
         lines.append(
             f"exchange: {facts['gradient_bytes'] / 1e6:,.1f} MB of gradients ({setting['model']}) between "

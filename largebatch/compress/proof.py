@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -75,6 +76,8 @@ def _is_product(target: str) -> bool:
 
 
 def _of_torch(engine: Engine, network: Network, images: Tensor) -> Counter[str]:
+    # PyTorch's profiler reports on itself, by the line, unless it is asked not to.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     program = engine.load(network)
     program(images)  # what prepares itself in the first pass is not what is asked about
     # Launches of Triton's kernels are known to the GPU's profiler alone.

@@ -23,11 +23,12 @@ from largebatch.config import UserError
 
 INT16 = 2**15 - 1
 CPUINFO = Path("/proc/cpuinfo")
-INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2")  # for products of bytes, best first
+# For products of bytes and of bfloat16, best first.
+INSTRUCTIONS = ("amx_int8", "avx512_vnni", "avx_vnni", "avx512bw", "avx2", "amx_bf16", "avx512_bf16")
 
 
 def instructions() -> list[str]:
-    """Return what this processor has for products of bytes, best first; empty where Linux does not tell."""
+    """Return what this processor has for products of small numbers; empty where Linux does not tell."""
     lines = CPUINFO.read_text(encoding="utf-8").splitlines() if CPUINFO.exists() else []
     flags = {flag for line in lines if line.startswith("flags") for flag in line.split()}
     return [name for name in INSTRUCTIONS if name in flags]

@@ -55,11 +55,12 @@ def overflows() -> bool:
 
 def _load(network: Network) -> Program:
     spent = _spent(network)
-
-    def convolution(node: Node, given: Sequence[Quantization]) -> Step:
-        return _convolution(node, given, node.name in spent)
-
-    return program(network, {"conv": convolution, "linear": _linear, "max_pool": _max_pool})
+    kernels = {
+        "conv": lambda node, given: convolution(node, given, node.name in spent),
+        "linear": product,
+        "max_pool": _max_pool,
+    }
+    return program(network, kernels)
 
 
 def _spent(network: Network) -> set[str]:
@@ -99,7 +100,8 @@ def _clipped(y: Tensor, output: Quantization | None) -> Tensor:
     return y if low == 0 and output.high == 255 else y.clamp_(low, output.high)
 
 
-def _convolution(node: Node, given: Sequence[Quantization], spent: bool) -> Step:
+def convolution(node: Node, given: Sequence[Quantization], spent: bool = False) -> Step:
+    """Return a convolution, from bytes to bytes or to float32; where ``spent``, it writes over its residual."""
     output, of_x, how = node.output, given[0], node.attributes
     scale, zeros, bias = _weights(node, of_x)
     shape = (list(how["stride"]), list(how["padding"]), list(how["dilation"]), how["groups"])
@@ -124,12 +126,13 @@ def _convolution(node: Node, given: Sequence[Quantization], spent: bool) -> Step
     return alone if len(given) == 1 else added
 
 
-def _linear(node: Node, given: Sequence[Quantization]) -> Step:
+def product(node: Node, given: Sequence[Quantization]) -> Step:
+    """Return a matrix product, from bytes to bytes or to float32."""
     output, of_x = node.output, given[0]
     scale, zeros, bias = _weights(node, of_x)
     packed = torch.ops.onednn.qlinear_prepack(node.tensors["weight"], None)
 
-    def product(x: Tensor, to: Quantization | None) -> Tensor:
+    def multiplied(x: Tensor, to: Quantization | None) -> Tensor:
         y = torch.ops.onednn.qlinear_pointwise(
             x, of_x.scale, of_x.zero_point, packed, scale, zeros, bias, *_ending(to), [], ""
         )
@@ -138,10 +141,10 @@ def _linear(node: Node, given: Sequence[Quantization]) -> Step:
     def added(x: Tensor, r: Tensor) -> Tensor:
         assert output is not None
         residual = (r.float() - given[1].zero_point) * given[1].scale
-        real = (product(x, None) + residual) / output.scale
+        real = (multiplied(x, None) + residual) / output.scale
         return (real.round_() + output.zero_point).clamp_(output.low, output.high).to(torch.uint8)
 
-    return (lambda x: product(x, output)) if len(given) == 1 else added
+    return (lambda x: multiplied(x, output)) if len(given) == 1 else added
 
 
 def _max_pool(node: Node, given: Sequence[Quantization]) -> Step:
