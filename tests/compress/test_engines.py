@@ -1,11 +1,12 @@
 import pytest
 import torch
-from examples import every_operator, images
+from examples import SIGNED, every_operator, heavy, images
 
 from largebatch.compress.engines.onnxruntime import OnnxRuntime
 from largebatch.compress.engines.x86 import X86
-from largebatch.compress.network import Network, Node, Quantization, unfused
+from largebatch.compress.network import IMAGES, Network, Node, Quantization, unfused
 from largebatch.compress.reference import Reference
+from largebatch.config import UserError
 
 ENGINES = {"x86": (X86(), lambda network: network), "onnxruntime": (OnnxRuntime(), unfused)}
 
@@ -41,3 +42,49 @@ def test_logits_are_the_reference_s(name):
     network = every_operator()
     expected = Reference().load(as_computed(network))(images(network))
     torch.testing.assert_close(engine.load(network)(images(network)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_has_no_counterpart_in_onnx_is_named():
+    network = every_operator()
+    moved = {"target": "aten.pixel_shuffle.default", "arguments": [{"input": 0}, 1]}
+    first = network.nodes[0]
+    odd = Network((first, Node("shuffled", "move", ("in",), first.output, moved)), network.image)
+    with pytest.raises(UserError, match=r"shuffled is aten\.pixel_shuffle\.default, which is not written to ONNX"):
+        OnnxRuntime().load(odd)
+
+
+def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr("largebatch.compress.engines.onnxruntime.PACKAGES", ("onnx", "no_such_package"))
+    with pytest.raises(UserError, match=r"needs no_such_package: pip install 'largebatch\[quant\]'"):
+        OnnxRuntime().load(every_operator())
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        ("platform.machine", "aarch64", "this is aarch64"),
+        ("torch.backends.cpu.get_cpu_capability", "DEFAULT", "needs a processor with AVX2"),
+    ],
+)
+def test_processors_without_the_kernels_are_sent_elsewhere(monkeypatch, where, value, words):
+    assert X86().available() is None
+    monkeypatch.setattr(where, lambda: value)
+    assert words in X86().available()
+
+
+def test_a_residual_that_is_read_again_is_not_written_over():
+    residual = {"branch": [0.05, 121, 0, 255]}
+    nodes = (
+        Node("in", "quantize", (IMAGES,), Quantization(0.02, 121)),
+        heavy("one", ("in",), (8, 3, 3, 3), SIGNED),
+        heavy("two", ("one", "one"), (8, 8, 1, 1), SIGNED, seed=1, **residual),
+        heavy("three", ("two", "one"), (8, 8, 1, 1), SIGNED, seed=2, **residual),
+        Node("flat", "move", ("three",), SIGNED, {"target": "aten.flatten.using_ints", "arguments": [{"input": 0}, 1]}),
+        heavy("four", ("three", "three"), (8, 8, 1, 1), SIGNED, seed=3, **residual),
+        Node("pooled", "average_pool", ("four",), SIGNED, {"kernel": None, "keep": False}),
+        Node("both", "concatenate", ("flat", "pooled"), SIGNED, {"dim": 1}),
+        Node("real", "dequantize", ("both",)),
+    )
+    network = Network(nodes, (3, 9, 9))
+    expected = Reference().load(network)(images(network))
+    assert torch.equal(X86().load(network)(images(network)), expected)
