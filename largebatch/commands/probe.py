@@ -2,46 +2,63 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from largebatch.commands.outcome import Call, Outcome, say
 from largebatch.commands.train import train
-from largebatch.config import Config, UserError, nearest, one_of
-from largebatch.interrupt import ENDED
-from largebatch.lock import holder
+from largebatch.config import Config, UserError, build, nearest, one_of
+from largebatch.interrupt import ENDED, INTERRUPTED
+from largebatch.lock import holder, owned
 from largebatch.record import finite, read_summary
 from largebatch.report.answer import Probed, Trained, answer, fits, open_probed, trained
 from largebatch.report.probes import as_text, facts
 from largebatch.report.runs import find
 from largebatch.report.select import select
 
-OURS = ("run", "runs", "answer", "baseline", "margin", "format")
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of the command itself; see ``conf/probe.yaml``."""
+
+    run: str | None
+    runs: tuple[str, ...]
+    answer: bool
+    baseline: str | None
+    margin: float
+    format: str
+
+    def __post_init__(self) -> None:
+        one_of("format", self.format, ("text", "json"))
+        if self.runs and not self.answer:
+            raise UserError("runs= is what an answer is compared with: add answer=true.")
+        if not self.margin > 0:
+            raise UserError(f"margin={self.margin:g} is not a number of points above 0.")
+
+
+OURS = tuple(field.name for field in dataclasses.fields(Asked))
 # What may be said beside a recorded run; all else is as it was trained.
 FREE = ("probe", "device", "threads", "loader", "dataset.root", "dataset.on_error")
 
 
 def probe(call: Call) -> Outcome:
     """Train and probe a run, or probe a recorded one; print what was measured, and the answer where asked for."""
-    own = {key: call.values.pop(key) for key in OURS}
     words = call.values.pop("given")
-    one_of("format", own["format"], ("text", "json"))
-    if own["runs"] and not own["answer"]:
-        raise UserError("runs= is what an answer is compared with: add answer=true.")
-    if not own["margin"] > 0:
-        raise UserError(f"margin={own['margin']} is not a number of points above 0.")
-    outcome = _trained(call) if own["run"] is None else _recorded(Path(str(own["run"])), call, words)
-    if outcome.status in (ENDED, 130) or os.environ.get("RANK", "0") != "0":
+    asked = build(Asked, {key: call.values.pop(key) for key in OURS})
+    outcome = _trained(call) if asked.run is None else _recorded(Path(asked.run), call, words)
+    if outcome.status in (ENDED, INTERRUPTED) or os.environ.get("RANK", "0") != "0":
         return outcome
     probed = open_probed(Path(outcome.directory))
-    said = answer(probed) if own["answer"] else None
-    compared = _compared(probed, own["runs"], own["baseline"], float(own["margin"]))
+    said = answer(probed) if asked.answer else None
+    compared = _compared(probed, asked)
     # Of a run that was probed on its way: what is measured afterwards has not kept it.
-    seconds = (read_summary(probed.directory) or {}).get("seconds") if own["run"] is None else None
+    seconds = (read_summary(probed.directory) or {}).get("seconds") if asked.run is None else None
     share = sum(line["seconds"] for line in probed.lines) / seconds if seconds else None
-    if own["format"] == "json":
+    if asked.format == "json":
         print(json.dumps(finite(facts(probed, said, compared, share)), indent=2))
     else:
         print(as_text(probed, said, compared, share))
@@ -73,15 +90,16 @@ def _recorded(directory: Path, call: Call, words: Sequence[str]) -> Outcome:
     if any((directory / "checkpoints").glob("*.safetensors")):
         from largebatch.probe.checkpoints import probe_checkpoints
 
-        count = probe_checkpoints(directory, call.values, FREE)
+        with owned(directory):
+            count = probe_checkpoints(directory, call.values, FREE)
         if count:
             say(f"measured from {count} checkpoint{'s' * (count > 1)} of {directory}")
     return Outcome(0, str(directory))
 
 
-def _compared(probed: Probed, patterns: Sequence[str], baseline: str | None, margin: float) -> list[Trained]:
-    if not patterns:
+def _compared(probed: Probed, asked: Asked) -> list[Trained]:
+    if not asked.runs:
         return []
-    selection = select(patterns, baseline)
+    selection = select(asked.runs, asked.baseline)
     fits(probed, selection)
-    return trained(selection, margin)
+    return trained(selection, asked.margin)
