@@ -250,7 +250,7 @@ class Run:
     def _open_record(self, found: checkpoint.Checkpoint | None) -> None:
         unfinished = holds_run(self.directory)
         devices = [_device_name(self.learner.world.device)] * self.learner.world.size
-        origin = provenance(self.config, self.learner.placement, devices)
+        origin = provenance(self.config, self.learner.placement, devices) | {"decoder": self.source.decoder}
         position = None
         if found is not None:
             position = Position(int(found.state["iteration"]), int(found.state["record_bytes"]))

@@ -6,9 +6,32 @@ from io import BytesIO
 
 from PIL import Image
 
+from largebatch.config import DatasetConfig, UserError
+from largebatch.data import native
+
 # What Pillow's decoders raise on damaged files, and on absurd sizes.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 _LARGEST = 2**27  # pixels of an image, also after its shorter side was resized
+
+
+def choose_decoder(config: DatasetConfig) -> tuple[str, str]:
+    """Return the decoder of training crops, native or pillow, and a line about it for people.
+
+    Raises:
+        UserError: dataset.decoder=native was asked for, and there is none.
+    """
+    if config.decoder not in ("auto", "native"):
+        return "pillow", f"dataset.decoder={config.decoder}: images are decoded by Pillow"
+    try:
+        native.load()
+    except native.Unavailable as error:
+        if config.decoder == "native":
+            raise UserError(
+                f"dataset.decoder=native is not to be had: {error}. dataset.decoder=auto takes Pillow then: the same "
+                "pixels, in three times the time."
+            ) from None
+        return "pillow", f"dataset.decoder=auto: images are decoded by Pillow, three times slower, because {error}"
+    return "native", f"dataset.decoder={config.decoder}: training crops are decoded natively, to the pixels of Pillow"
 
 
 def decode(data: bytes) -> Image.Image:

@@ -37,13 +37,17 @@ class Indexed:
     problem: str = ""
 
 
-def places(root: Path) -> list[Path]:
-    """Return where the index of ``root`` may be: beside the archives, else in $LARGEBATCH_CACHE or XDG's cache."""
+def cache_directory() -> Path:
+    """Return where what can be made again is kept: $LARGEBATCH_CACHE, or a directory in XDG's cache."""
     cache = os.environ.get("LARGEBATCH_CACHE")
     xdg = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = Path(cache).expanduser() if cache else xdg / "largebatch"
+    return Path(cache).expanduser() if cache else xdg / "largebatch"
+
+
+def places(root: Path) -> list[Path]:
+    """Return where the index of ``root`` may be: beside the archives, else in the directory of caches."""
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return [root / NAME, directory / f"index-{name}.safetensors"]
+    return [root / NAME, cache_directory() / f"index-{name}.safetensors"]
 
 
 def indexed(root: Path, layout: str, sources: Sequence[Path], scan: Callable[[], Listing], anew: bool) -> Indexed:

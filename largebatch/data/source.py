@@ -8,22 +8,22 @@ import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from largebatch.config import DatasetConfig, Fault, LoaderConfig, UserError
-from largebatch.data import sets
-from largebatch.data.decode import DAMAGE, check_resized, decode
+from largebatch.data import native, sets
+from largebatch.data.decode import DAMAGE, check_resized, choose_decoder, decode
 from largebatch.data.files import Split
 from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
 from largebatch.interrupt import end_with
 
 _Problem = str | UserError | None  # a corrupt image, or what ends the run, as UserError cannot leave a loader process
-_Sample = tuple[Tensor, int, _Problem]
+_Loaded = tuple[Tensor, Tensor, list[str | UserError]]  # pixels, labels and what was wrong, of a batch
 
 # Pixels that are cut in one go: a small image's crop takes less time than the calls that make it.
 _CUT_BYTES = 2**20
@@ -49,6 +49,7 @@ class Source(Protocol):
     train_images: int
     val_images: int
     classes: int
+    decoder: str  # native or pillow for training images, none where nothing is decoded
 
     def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
         """Yield the augmented training images of every (epoch, indices)."""
@@ -95,6 +96,8 @@ def open_source(config: DatasetConfig, loader: LoaderConfig, seed: int, target: 
 
 class MemorySource:
     """A small set, kept as uint8 on the device; crop, flip and normalisation are done there by the batch."""
+
+    decoder = "none"
 
     def __init__(self, config: DatasetConfig, seed: int, target: Target) -> None:
         train, val = sets.load(config)
@@ -181,6 +184,8 @@ class FolderSource:
             )
         opened = open_splits(config)
         _tell(opened.line)
+        self.decoder, line = choose_decoder(config)
+        _tell(line)
         self._files = (opened.train, opened.val)
         self._config, self._seed, self._target = config, seed, target
         self._workers, self._prefetch = workers, prefetch
@@ -201,12 +206,12 @@ class FolderSource:
 
     def _load(self, files: Split, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
         loader = DataLoader(
-            _Files(files, self._config, self._seed, train),
+            _Files(files, self._config, self._seed, train, self.decoder == "native", self._target.channels_last),
             batch_sampler=batches,  # any iterable of index lists will do
             num_workers=self._workers,
             prefetch_factor=self._prefetch if self._workers else None,
             pin_memory=self._target.device.type == "cuda",
-            collate_fn=_collate,
+            collate_fn=_as_it_is,
             worker_init_fn=functools.partial(_belong_to, os.getpid()),
         )
         for pixels, labels, problems in _watched(loader):
@@ -251,7 +256,7 @@ def lost_loader(error: BaseException) -> Fault:
     )
 
 
-def _watched(loader: DataLoader[_Sample]) -> Iterator[tuple[Tensor, Tensor, list[str | UserError]]]:
+def _watched(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:
     """Iterate over a loader; a pipe that a killed loader process has left is a lost loader too."""
     try:
         yield from loader
@@ -265,55 +270,86 @@ def _watched(loader: DataLoader[_Sample]) -> Iterator[tuple[Tensor, Tensor, list
     raise RuntimeError(f"DataLoader worker has closed its pipe: {problem}.")
 
 
-def _collate(samples: list[_Sample]) -> tuple[Tensor, Tensor, list[str | UserError]]:
-    pixels, labels, problems = zip(*samples, strict=True)
-    return torch.stack(pixels), torch.tensor(labels), [problem for problem in problems if problem]
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
-class _Files(Dataset[_Sample]):
-    """Decode one image for (epoch, index); runs in loader processes.
+class _Files(Dataset[_Loaded]):
+    """Decode the images of a batch, given as (epoch, index); runs in loader processes.
 
     In training a corrupt image gives way to the next one that can be read, with that one's label and crop: the
     same one whoever decodes it. In validation it stays in its place, black and labelled ``UNREADABLE``.
     """
 
-    def __init__(self, files: Split, config: DatasetConfig, seed: int, train: bool) -> None:
+    def __init__(
+        self, files: Split, config: DatasetConfig, seed: int, train: bool, native: bool, channels_last: bool
+    ) -> None:
         self._files, self._config, self._seed, self._train = files, config, seed, train
+        self._cropped = train and config.crop == "resized"
+        self._native, self._channels_last = native and self._cropped, channels_last
 
-    def __getitem__(self, place: tuple[int, int]) -> _Sample:
-        epoch, index = place
-        pixels, problem = self._decode(epoch, index)
-        if pixels is not None:
-            return pixels, int(self._files.labels[index]), None
+    def __getitems__(self, places: list[tuple[int, int]]) -> _Loaded:
+        """Return a batch: pixels are uint8 (batch, 3, H, W), in the memory format that is wanted on the device."""
+        pixels = self._room(len(places))
+        found = [self._fill(slot, *place) for slot, place in zip(pixels, places, strict=True)]
+        return pixels, torch.tensor([label for label, _ in found]), [problem for _, problem in found if problem]
+
+    def _room(self, images: int) -> Tensor:
+        """Return a batch to be filled: in a loader process in shared memory, so that it is handed over as it is."""
+        height, width = self._config.height, self._config.width
+        size = images * 3 * height * width
+        flat = torch.empty(0 if get_worker_info() else size, dtype=torch.uint8)
+        if get_worker_info():  # what torch's own collate function does
+            flat = flat.set_(flat.untyped_storage()._new_shared(size))  # type: ignore[no-untyped-call]
+        if self._channels_last:
+            return flat.view(images, height, width, 3).permute(0, 3, 1, 2)
+        return flat.view(images, 3, height, width)
+
+    def _fill(self, slot: Tensor, epoch: int, index: int) -> tuple[int, _Problem]:
+        """Write an image to ``slot``, (3, H, W), and return its label and what was wrong."""
+        problem = self._decode(slot, epoch, index)
+        if problem is None:
+            return int(self._files.labels[index]), None
         if self._train and self._config.on_error == "skip" and isinstance(problem, str):
             for step in range(1, len(self._files)):
                 following = (index + step) % len(self._files)
-                pixels, another = self._decode(epoch, following)
-                if pixels is not None:
-                    return pixels, int(self._files.labels[following]), problem
+                another = self._decode(slot, epoch, following)
+                if another is None:
+                    return int(self._files.labels[following]), problem
                 if isinstance(another, UserError):
                     break
             else:
                 another = UserError(f"no image of this split can be read; the first problem: {problem}")
             problem = another
-        black = torch.zeros((3, self._config.height, self._config.width), dtype=torch.uint8)
-        return black, UNREADABLE, problem
+        slot.zero_()
+        return UNREADABLE, problem
 
-    def _decode(self, epoch: int, index: int) -> tuple[Tensor | None, _Problem]:
-        """Return the pixels, or what is wrong with the file."""
+    def _decode(self, slot: Tensor, epoch: int, index: int) -> _Problem:
+        """Write an image to ``slot``, or say what is wrong with the file."""
         try:
-            return self._pixels(epoch, index), None
+            data = self._files.read(index)
+            if not (self._native and self._crop_natively(slot, data, epoch, index)):
+                slot.copy_(self._pixels(data, epoch, index))
         except UserError as error:
-            return None, error
+            return error
         except DAMAGE as error:
-            return None, f"corrupt image {self._files.where(index)}: {error}"
+            return f"corrupt image {self._files.where(index)}: {error}"
+        return None
 
-    def _pixels(self, epoch: int, index: int) -> Tensor:
+    def _crop_natively(self, slot: Tensor, data: bytes, epoch: int, index: int) -> bool:
+        size = native.size(data)
+        if size is None:
+            return False
+        box, mirrored = draw_resized_crop(self._seed, epoch, index, *size, self._config.flip)
+        return native.crop_into(slot, data, box, mirrored)
+
+    def _pixels(self, data: bytes, epoch: int, index: int) -> Tensor:
+        """Return pixels as Pillow and torchvision make them."""
         from torchvision.transforms import functional
 
-        image = decode(self._files.read(index))
+        image = decode(data)
         config, size = self._config, [self._config.height, self._config.width]
-        if self._train and config.crop == "resized":
+        if self._cropped:
             box, mirrored = draw_resized_crop(self._seed, epoch, index, image.width, image.height, config.flip)
             image = functional.resized_crop(image, *box, size)
             image = functional.hflip(image) if mirrored else image

@@ -1,0 +1,188 @@
+"""The decoder in C: Pillow's pixels, bit for bit, or a refusal."""
+
+import io
+import random
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from images import photograph
+from PIL import Image
+from torchvision.transforms import functional
+
+from largebatch.config import UserError
+from largebatch.data import native
+from largebatch.data.decode import choose_decoder, decode
+
+
+def jpeg(image, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def picture(width=187, height=141):
+    return photograph("coffee").resize((width, height))
+
+
+CUSTOMARY = {
+    "4:2:0": lambda: jpeg(picture()),
+    "4:2:2": lambda: jpeg(picture(), subsampling=1),
+    "4:4:4": lambda: jpeg(picture(), subsampling=0, quality=97),
+    "greyscale": lambda: jpeg(picture().convert("L")),
+    "coarse": lambda: jpeg(picture(), quality=5),
+    "finest": lambda: jpeg(picture(), quality=100, optimize=True),
+    "restart intervals": lambda: jpeg(picture(), restart_marker_blocks=5),
+    "whole units": lambda: jpeg(picture(160, 128)),
+    "one more than units": lambda: jpeg(picture(161, 129)),
+    "narrow": lambda: jpeg(picture(9, 300)),
+    "EXIF and a comment": lambda: jpeg(picture(), exif=b"Exif\0\0" + bytes(400), comment=b"\xff\xd9 a photograph"),
+}
+
+
+def pillow(data, box, size, mirrored):
+    image = functional.resized_crop(decode(data), *box, list(size))
+    return functional.pil_to_tensor(functional.hflip(image) if mirrored else image)
+
+
+def boxes(width, height, chance):
+    """Return the whole image, its corners' pixels, and windows of any size."""
+    yield 0, 0, height, width
+    for top, left in ((0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1)):
+        yield top, left, 1, 1
+    for _ in range(40):
+        h, w = chance.randint(1, height), chance.randint(1, width)
+        yield chance.randint(0, height - h), chance.randint(0, width - w), h, w
+
+
+@pytest.mark.parametrize("kind", CUSTOMARY)
+def test_a_crop_has_the_pixels_of_pillow_bit_for_bit(kind):
+    data, chance = CUSTOMARY[kind](), random.Random(kind)
+    width, height = native.size(data)
+    assert (width, height) == Image.open(io.BytesIO(data)).size
+    for number, box in enumerate(boxes(width, height, chance)):
+        size = (32, 32) if number % 2 else (chance.randint(1, 70), chance.randint(1, 70))
+        wanted = pillow(data, box, size, mirrored=number % 3 == 0)
+        planar = torch.zeros(wanted.shape, dtype=torch.uint8)
+        packed = torch.zeros((*size, 3), dtype=torch.uint8).permute(2, 0, 1)
+        for out in (planar, packed):
+            assert native.crop_into(out, data, box, mirrored=number % 3 == 0)
+            assert out.equal(wanted), (box, size)
+
+
+def patched(data, at, value):
+    return data[:at] + bytes([value]) + data[at + 1 :]
+
+
+REFUSED = {
+    "nothing": lambda: b"",
+    "no image": lambda: b"<html>not found</html>",
+    "PNG": lambda: (lambda buffer: (picture().save(buffer, "PNG"), buffer.getvalue())[1])(io.BytesIO()),
+    "progressive": lambda: jpeg(picture(), progressive=True),
+    "CMYK": lambda: jpeg(picture().convert("CMYK")),
+    "RGB": lambda: jpeg(picture(), keep_rgb=True),
+    "1×1": lambda: jpeg(Image.new("RGB", (1, 1))),
+    "cut short": lambda: jpeg(picture())[:-700],
+    "a header that is cut short": lambda: jpeg(picture())[:300] + b"\xff\xd9",
+    "12 bits": lambda: (lambda data: patched(data, data.index(b"\xff\xc0") + 4, 12))(jpeg(picture())),
+    "other sampling": lambda: (lambda data: patched(data, data.index(b"\xff\xc0") + 11, 0x41))(jpeg(picture())),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_is_not_customary_is_left_to_pillow(kind):
+    assert native.size(REFUSED[kind]()) is None
+
+
+def test_what_is_damaged_where_it_is_read_is_refused_and_elsewhere_not_seen():
+    data = jpeg(picture(), restart_marker_rows=1)
+    second = data.index(b"\xff\xd1")  # two rows of units lie before it
+    damaged = data[:second] + data[second + 2 :]
+    out = torch.full((3, 16, 16), 7, dtype=torch.uint8)
+    assert not native.crop_into(out, damaged, (40, 0, 40, 40), mirrored=False)
+    assert out.eq(7).all()
+    assert native.crop_into(out, damaged, (0, 0, 20, 40), mirrored=False)
+    assert out.equal(pillow(data, (0, 0, 20, 40), (16, 16), mirrored=False))
+
+
+@pytest.mark.parametrize("box", [(0, 0, 142, 10), (0, 0, 0, 10), (-1, 0, 5, 5), (0, 180, 5, 8), (2**31 - 1, 0, 9, 9)])
+def test_a_crop_beyond_the_image_is_refused(box):
+    assert not native.crop_into(torch.empty((3, 8, 8), dtype=torch.uint8), jpeg(picture()), box, mirrored=False)
+
+
+def test_damage_of_any_kind_does_no_harm(tmp_path):
+    """Checked by the compiler's sanitizers: no byte is read or written that is not there."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("there is no gcc")
+    program, here = tmp_path / "damaged", Path(__file__).parent
+    flags = ["-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-Wno-psabi", f"-I{native.HERE}"]
+    sources = [str(here / "damaged_jpegs.c"), *map(str, native.SOURCES)]
+    subprocess.run([compiler, *flags, *sources, "-o", str(program), "-lm"], check=True)
+    for number, kind in enumerate(("4:2:0", "4:2:2", "4:4:4", "greyscale", "restart intervals", "finest")):
+        (tmp_path / f"{number}.jpg").write_bytes(CUSTOMARY[kind]())
+    words = [str(program), "1500", *map(str, sorted(tmp_path.glob("*.jpg")))]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    read = int(done.stdout.split()[0])
+    assert 300 < read < 1400  # some are read, some refused
+
+
+@pytest.fixture
+def files(compose):
+    return lambda decoder: compose("dataset=imagefolder", f"dataset.decoder={decoder}").dataset
+
+
+@pytest.fixture
+def unloaded():
+    """Forget the decoder before and after."""
+    native.load.cache_clear()
+    yield
+    native.load.cache_clear()
+
+
+def test_without_a_compiler_pillow_decodes_and_the_line_says_why(files, unloaded, monkeypatch, tmp_path):
+    monkeypatch.setenv("LARGEBATCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    chosen, line = choose_decoder(files("auto"))
+    assert (chosen, line.endswith("because there is no C compiler: install gcc or clang")) == ("pillow", True)
+    with pytest.raises(UserError, match=r"native is not to be had: there is no C compiler: install gcc or clang\."):
+        choose_decoder(files("native"))
+    monkeypatch.setenv("CC", "/bin/false")
+    with pytest.raises(native.Unavailable, match="/bin/false cannot compile it: exit status 1"):
+        native.load()
+
+
+def test_a_pillow_that_resizes_otherwise_is_noticed(files, unloaded, monkeypatch):
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *_: self.crop((0, 0, *size)))
+    chosen, line = choose_decoder(files("auto"))
+    assert chosen == "pillow"
+    assert "decodes or resizes otherwise" in line
+
+
+def test_it_is_compiled_once_and_chosen_by_default(files, unloaded, monkeypatch, tmp_path):
+    monkeypatch.setenv("LARGEBATCH_CACHE", str(tmp_path))
+    assert choose_decoder(files("auto"))[0] == "native"
+    assert len([*tmp_path.iterdir()]) == 1
+    native.load.cache_clear()
+    monkeypatch.setattr(native, "_run", lambda command: pytest.fail("compiled again"))
+    assert choose_decoder(files("native"))[0] == "native"
+    assert choose_decoder(files("pillow"))[0] == "pillow"
+
+
+def test_the_experiment_is_the_same_whoever_decodes(compose):
+    hashes = {
+        compose("dataset=imagenet", f"dataset.decoder={decoder}").experiment_hash("fp32")
+        for decoder in ("auto", "native", "pillow")
+    }
+    assert len(hashes) == 1
+
+
+def test_the_pixels_of_a_photograph_are_not_all_alike():
+    """Else the comparisons above would hold whatever is decoded."""
+    pixels = np.asarray(picture())
+    assert all(pixels[..., channel].std() > 30 for channel in range(3))
