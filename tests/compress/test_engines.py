@@ -73,16 +73,17 @@ def test_processors_without_the_kernels_are_sent_elsewhere(monkeypatch, where, v
 
 
 def test_a_residual_that_is_read_again_is_not_written_over():
-    residual = {"branch": [0.05, 121, 0, 255]}
+    residual, pool = {"branch": [0.05, 121, 0, 255]}, {"kernel": None, "keep": False}
     nodes = (
         Node("in", "quantize", (IMAGES,), Quantization(0.02, 121)),
         heavy("one", ("in",), (8, 3, 3, 3), SIGNED),
         heavy("two", ("one", "one"), (8, 8, 1, 1), SIGNED, seed=1, **residual),
         heavy("three", ("two", "one"), (8, 8, 1, 1), SIGNED, seed=2, **residual),
-        Node("flat", "move", ("three",), SIGNED, {"target": "aten.flatten.using_ints", "arguments": [{"input": 0}, 1]}),
-        heavy("four", ("three", "three"), (8, 8, 1, 1), SIGNED, seed=3, **residual),
-        Node("pooled", "average_pool", ("four",), SIGNED, {"kernel": None, "keep": False}),
-        Node("both", "concatenate", ("flat", "pooled"), SIGNED, {"dim": 1}),
+        Node("view", "move", ("three",), SIGNED, {"target": "aten.slice.Tensor", "arguments": [{"input": 0}, 1, 0, 8]}),
+        heavy("four", ("two", "three"), (8, 8, 1, 1), SIGNED, seed=3, **residual),
+        Node("pooled", "average_pool", ("four",), SIGNED, pool),
+        Node("viewed", "average_pool", ("view",), SIGNED, pool),
+        Node("both", "concatenate", ("viewed", "pooled"), SIGNED, {"dim": 1}),
         Node("real", "dequantize", ("both",)),
     )
     network = Network(nodes, (3, 9, 9))
