@@ -29,11 +29,13 @@ from largebatch.commands.outcome import FAULT, MISTAKE, Call, Command, PlainComm
 from largebatch.commands.plot import PLOT
 from largebatch.commands.predict import PREDICT
 from largebatch.commands.probe import probe
+from largebatch.commands.quantize import quantize
 from largebatch.commands.report import REPORT
 from largebatch.commands.run_sweep import sweep_arms
 from largebatch.commands.sweep import SWEEP
 from largebatch.commands.table import TABLE
 from largebatch.commands.train import train
+from largebatch.compress.config import QuantizeConfig
 from largebatch.config import LAUNCHERS, CertifyConfig, Config, Fault, UserError, nearest
 from largebatch.evaluation.config import EvalConfig
 from largebatch.interrupt import INTERRUPTED
@@ -57,6 +59,7 @@ COMMANDS: dict[str, Command | PlainCommand] = {
     "certify": Command("prove that k workers are k workers, on any number of processes", certify),
     "eval": Command("evaluate runs, ensembles and weights from files, also in less memory than they take", evaluate),
     "probe": Command("measure how large a minibatch a task bears: drift, noise scale, sharpness", probe),
+    "quantize": Command("make a network of 8-bit integers of a trained one, and say what that costs", quantize),
     "explain": Command("say what train would do: rates, iterations, parameters, placement", explain),
     "bench": Command("measure the step, the loader or the exchange here, beside plain PyTorch", bench),
     "predict": PREDICT,
@@ -112,7 +115,7 @@ def run(arguments: list[str]) -> int:
     command = COMMANDS[name]
     if isinstance(command, PlainCommand):
         return command.run(rest)
-    before = {"bench": _named_part, "eval": quoted, "probe": quoted}.get(name, list)
+    before = {"bench": _named_part, "eval": quoted, "probe": quoted, "quantize": quoted}.get(name, list)
     return compose(name, command, before(rest))
 
 
@@ -242,7 +245,7 @@ def _keys() -> list[str]:
         return keys
 
     groups = {"": EvalConfig, "bench.": BenchConfig, "certify.": CertifyConfig}
-    keys = [key for prefix, cls in groups.items() for key in walk(cls, prefix)]
+    keys = [key for prefix, cls in groups.items() for key in walk(cls, prefix)] + walk(QuantizeConfig, "")
     keys += [key for cls in LAUNCHERS.values() for key in walk(cls, "launcher.")]
     return [*walk(Config, ""), *keys, "experiment", "format"]
 

@@ -70,6 +70,26 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return statistics.fmean(values), spread
 
 
+def paired_difference(only_first: int, only_second: int, total: int) -> tuple[float, float, float]:
+    """Compare two classifiers on the same samples (McNemar).
+
+    Args:
+        only_first: Samples that the first alone has wrong.
+        only_second: Samples that the second alone has wrong.
+        total: All samples.
+
+    Returns:
+        The ends of the 95 % interval of the difference of their error rates, second − first, as shares (Wald's with
+        half a sample more in each of the four cells: Agresti and Min, 2005), and the exact two-sided p-value.
+    """
+    first, second, samples = only_first + 0.5, only_second + 0.5, total + 2
+    difference = (second - first) / samples
+    spread = 1.959964 * math.sqrt((first + second) / samples - difference**2) / math.sqrt(samples)
+    apart = only_first + only_second
+    tail = sum(math.comb(apart, wrong) for wrong in range(min(only_first, only_second) + 1))
+    return difference - spread, difference + spread, min(1.0, 2 * tail / 2**apart)
+
+
 def relative_difference(difference: float, norm: float, norm_of_all: float) -> float:
     """Return ‖a − b‖ / max(‖a‖, 10⁻³ × the norm of all tensors).
 

@@ -23,6 +23,7 @@ LAYERS = (
     "train",
     "compress",
     "explain certify evaluation predict bench",
+    "quantize",
     "commands",
     "cli",
     "__main__",

@@ -12,7 +12,7 @@ from largebatch.config import UserError, build, one_of
 from largebatch.evaluation.config import EvalConfig
 from largebatch.record import finite
 
-PATHS = ("run", "state_file", "weights")
+PATHS = ("run", "state_file", "weights", "out")
 OURS = [field.name for field in dataclasses.fields(EvalConfig)]
 
 

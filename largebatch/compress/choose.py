@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from torch import Tensor
+
+from largebatch.compress.engines import x86
 from largebatch.compress.engines.cuda import Cuda
 from largebatch.compress.engines.onnxruntime import OnnxRuntime
-from largebatch.compress.engines.x86 import X86
-from largebatch.compress.network import Engine
-from largebatch.compress.reference import Reference
+from largebatch.compress.network import Engine, Network
+from largebatch.compress.reference import IntegerNetwork, Reference
 from largebatch.config import UserError
 
 MAKERS: Mapping[str, Callable[[], Engine]] = {
     "cuda": Cuda,
-    "x86": X86,
+    "x86": x86.X86,
     "onnxruntime": OnnxRuntime,
     "reference": Reference,
 }
@@ -41,3 +43,20 @@ def choose(name: str, device: str) -> Engine:
     if name == "cuda" and device != "cuda":
         raise UserError(f"engine=cuda computes on a GPU, and device={device}: take device=cuda, or engine=auto.")
     return engine
+
+
+def must_avoid_overflow() -> bool:
+    """Return whether this machine's kernels for bytes overflow 16 bits: see :mod:`largebatch.compress.saturation`."""
+    return x86.X86().available() is None and x86.overflows()
+
+
+class ByEngine(IntegerNetwork):
+    """A network in integers that an engine computes; its tensors stay where the engine wants them."""
+
+    def __init__(self, network: Network, engine: Engine) -> None:
+        super().__init__(network)
+        self.engine, self._program = engine.name, engine.load(network)
+
+    def forward(self, images: Tensor, watch: Callable[[str, Tensor], None] | None = None) -> Tensor:
+        """Return logits, float32 (batch, classes), on the device of the images; nothing is watched."""
+        return self._program(images.float()).to(images.device)

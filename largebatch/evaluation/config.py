@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from largebatch.compress.config import ENGINES
 from largebatch.config import UserError, at_least, one_of
 
 MODES = ("none", "submodule", "model")
@@ -40,7 +41,8 @@ class EvalConfig:
     leaf layers, or blocks), ``prefetch`` brings the next ones while these compute, and ``batches_per_load`` batches
     share an upload. ``fold_bn`` folds BatchNorm into the convolutions. ``batch`` is the number of images a pass, null
     for the 256 of validation while training. ``combine`` is what an ensemble averages. ``compare`` times it against
-    offload=none; ``plan`` only predicts.
+    offload=none; ``plan`` only predicts. ``quantized`` takes the integers that ``largebatch quantize`` has
+    made of a run, which ``engine`` computes.
     """
 
     run: str | None
@@ -57,13 +59,31 @@ class EvalConfig:
     combine: str
     compare: bool
     plan: bool
+    quantized: bool = False
+    engine: str = "auto"
+
+    @classmethod
+    def of(cls, run: str | None, state_file: str | None, weights: str) -> EvalConfig:
+        """Return a plain evaluation of one network."""
+        nothing = {"budget": None, "batch": None, "fold_bn": False, "compare": False, "plan": False}
+        usual = {"offload": "none", "groups": "bytes", "prefetch": True, "batches_per_load": 1}
+        return cls(run, (), state_file, weights, combine="probabilities", **usual, **nothing)  # type: ignore[arg-type]
 
     def __post_init__(self) -> None:
         one_of("offload", self.offload, MODES)
         one_of("groups", self.groups, GROUPS)
+        one_of("engine", self.engine, ENGINES)
         one_of("combine", self.combine, ("probabilities", "logits"))
         at_least("batch", self.batch, 1)
         at_least("batches_per_load", self.batches_per_load, 1)
+        if self.quantized and (self.fold_bn or self.state_file):
+            other = "fold_bn=true: in integers BatchNorm is folded already" if self.fold_bn else "state_file="
+            raise UserError(f"quantized=true is of recorded runs, and cannot be given with {other}.")
+        if self.engine not in ("auto", "reference") and (self.offload != "none" or not self.quantized):
+            what = (
+                f"offload={self.offload}, which engine=reference computes" if self.quantized else "quantized=true alone"
+            )
+            raise UserError(f"engine={self.engine} goes with quantized=true and offload=none, not with {what}.")
         asked = [key for key in ("run", "runs", "state_file") if getattr(self, key)]
         if len(asked) != 1:
             given = f"{' and '.join(asked)} were given together" if asked else "nothing was named to evaluate"

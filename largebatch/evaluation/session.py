@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from largebatch.compress.artifact import read
+from largebatch.compress.choose import ByEngine, choose
+from largebatch.compress.reference import IntegerNetwork
 from largebatch.config import Config, UserError
 from largebatch.data.source import Source
 from largebatch.evaluate import BATCH
 from largebatch.evaluation.config import EvalConfig
-from largebatch.evaluation.subject import Subject, check_ensemble, composed, network, recorded
+from largebatch.evaluation.subject import Subject, check_ensemble, composed, integers_of, network, recorded
 from largebatch.learner import open_data, start
 from largebatch.placement import Placement, place
 from largebatch.report.runs import find
@@ -54,7 +57,12 @@ class Session:
             "fold_bn": self.asked.fold_bn,
             "images": sum(map(len, self.cuts)),
             "batch": self.asked.batch,
+            **({"quantized": self._engine()} if self.asked.quantized else {}),
         }
+
+    def _engine(self) -> str:
+        """Return what computes the integers."""
+        return getattr(next(iter(self.models.values())), "engine", "reference")
 
 
 def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[str]) -> Session:
@@ -75,8 +83,20 @@ def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[s
     world = start(config, placement)
     source = open_data(config, placement, world)
     cuts = _cuts(subjects, asked, source)
-    models = {subject.name: network(subject, placement, source.classes, asked.fold_bn) for subject in subjects}
+    if asked.quantized:
+        models = {subject.name: _in_integers(subject, asked, placement) for subject in subjects}
+    else:
+        models = {subject.name: network(subject, placement, source.classes, asked.fold_bn) for subject in subjects}
     return Session(asked, subjects, models, source, cuts, placement, world)
+
+
+def _in_integers(subject: Subject, asked: EvalConfig, placement: Placement) -> nn.Module:
+    """Return a network that ``largebatch quantize`` has made, in host memory."""
+    directory, source = integers_of(subject)
+    found, _ = read(directory, source)
+    if asked.offload == "none":
+        return ByEngine(found, choose(asked.engine, placement.device)).eval()
+    return IntegerNetwork(found).eval()
 
 
 def _subjects(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[str]) -> list[Subject]:

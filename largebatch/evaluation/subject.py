@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from largebatch import checkpoint
+from largebatch.compress.artifact import sha256
 from largebatch.config import Config, UserError, nearest
 from largebatch.learner import DTYPES
 from largebatch.memory import fold_batchnorm
@@ -241,6 +242,13 @@ def network(subject: Subject, placement: Placement, classes: int, fold_bn: bool)
     if fold_bn:
         fold_batchnorm(model)
     return model
+
+
+def integers_of(subject: Subject) -> tuple[Path, dict[str, Any]]:
+    """Return where a network's integers are written by default, and what they must have been made of."""
+    model = asdict(subject.config.model)
+    directory = subject.weights.parent if subject.run is None else subject.run.directory
+    return directory / "quantized", {"weights_sha256": sha256(subject.weights), "model": model}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

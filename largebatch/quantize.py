@@ -1,0 +1,112 @@
+"""From what ``largebatch quantize`` is asked to the integers on disk, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from largebatch.compress import report
+from largebatch.compress.artifact import write
+from largebatch.compress.choose import choose, must_avoid_overflow
+from largebatch.compress.config import QuantizeConfig
+from largebatch.compress.lower import Recipe
+from largebatch.compress.network import Engine, Network
+from largebatch.compress.quantize import BATCH, Quantized, calibration_images, quantize
+from largebatch.compress.saturation import audit, instructions
+from largebatch.config import UserError
+from largebatch.evaluation.config import EvalConfig
+from largebatch.evaluation.session import Session, open_session
+from largebatch.evaluation.subject import integers_of
+from largebatch.files import write_atomically
+
+
+def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
+    """Quantize, write, and return
+
+    ``network`` (its name), ``directory``, ``recipe``, ``bytes``, ``float_bytes`` and ``size_ratio``, ``processor`` (its
+    instructions for bytes), ``may_overflow`` (how many channels could overflow 16 bits, which matters without VNNI),
+    those of :func:`largebatch.compress.report.operators`, and ``notes``. With ``report`` also those of ``compare``,
+    ``layer_facts`` and ``speed`` there; with ``max_drop`` the ``steps`` of ``within``, and those of ``compare``.
+
+    Raises:
+        UserError: what was named cannot be had, or cannot be quantized.
+        Fault: what should compute in integers does not.
+    """
+    session = open_session(EvalConfig.of(asked.run, asked.state_file, asked.weights), values, given)
+    (subject,), (model,) = session.subjects, session.models.values()
+    if subject.run is not None and subject.run.status == "diverged" and asked.weights == "last":
+        raise UserError(
+            f"run={asked.run} diverged: what its last weights say is chance, in integers or not. Quantize another run, "
+            "or weights=best."
+        )
+    engine, model = choose(asked.engine, session.placement.device), model.float()
+    data, seed = subject.config.dataset, subject.config.seed
+    safe = must_avoid_overflow() if asked.reduce_range == "auto" else asked.reduce_range == "true"
+    quantized = quantize(
+        model,
+        (data.channels, data.height, data.width),
+        calibration_images(session.source, seed, asked.images),
+        asked.calibration,
+        Recipe(asked.bits, asked.granularity == "per_channel", safe=safe),
+    )
+    few = next(calibration_images(session.source, seed, min(asked.images, BATCH)))
+    quantized, costs = _costs(asked, session, model, quantized, engine, few)
+    recipe = {key: getattr(asked, key) for key in ("calibration", "images", "granularity", "bits")}
+    recipe |= {"reduced": safe, "keep": list(quantized.recipe.keep)}
+    directory, source = integers_of(subject)
+    directory = Path(asked.out) if asked.out else directory
+    size, floats = write(directory, quantized.network, source, recipe), report.float_bytes(model)
+    if asked.export == "onnx":
+        _export(directory / "network.onnx", quantized.network)
+    return {
+        "network": subject.name,
+        "directory": str(directory),
+        "recipe": recipe,
+        "bytes": size,
+        "float_bytes": floats,
+        "size_ratio": size / floats,
+        "processor": instructions(),
+        "may_overflow": sum(map(len, audit(quantized.network).values())),
+        **report.operators(quantized.network, engine, few),
+        **costs,
+    }
+
+
+def _costs(
+    asked: QuantizeConfig, session: Session, model: nn.Module, quantized: Quantized, engine: Engine, few: Tensor
+) -> tuple[Quantized, dict[str, Any]]:
+    """Return the network, with layers back in floats where ``max_drop`` wants it, and what was asked about it."""
+    facts: dict[str, Any] = {"notes": []}
+    if asked.max_drop is None and not asked.report:
+        return quantized, facts
+    device = session.world.device
+    model.to(device)
+    before = report.answers(lambda images: model(images.float()), session.source.validation(session.cuts))
+    model.to("cpu")
+
+    def compare(network: Network) -> dict[str, Any]:
+        program = engine.load(network)
+        return report.compare(before, report.answers(program, session.source.validation(session.cuts)))
+
+    if asked.max_drop is not None:
+        quantized, steps = report.within(quantized, asked.max_drop, few, lambda network: compare(network)["top1_drop"])
+        facts["steps"] = steps
+        if steps[-1]["top1_drop"] > asked.max_drop:
+            facts["notes"].append(f"With no layer left in integers the drop is still above max_drop={asked.max_drop}.")
+    facts |= compare(quantized.network)
+    if asked.report:
+        facts |= {**report.layer_facts(quantized, few), "speed": report.speed(quantized, engine, few)}
+    return quantized, facts
+
+
+def _export(path: Path, network: Network) -> None:
+    from largebatch.compress.engines.onnxruntime import OnnxRuntime
+
+    if reason := OnnxRuntime().available():
+        raise UserError(reason.replace("engine=onnxruntime", "export=onnx"))
+    from largebatch.compress.engines.graph import as_onnx
+
+    write_atomically(path, as_onnx(network).SerializeToString())
