@@ -1,5 +1,10 @@
 """The GPU's kernel, run by Triton's interpreter where there is no GPU: the same arithmetic, tile by tile."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from examples import RECTIFIED, SIGNED, every_operator, heavy, images
@@ -52,3 +57,13 @@ def test_on_a_gpu_all_but_grouped_convolutions_run_in_integers():
     network = every_operator()
     proof = prove(Cuda(), network, images(network))
     assert (proof.integer, proof.floating) == (7, 1)
+
+
+def test_the_machine_code_multiplies_bytes_and_copies_ahead():
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    program = Path(__file__).with_name("compile_product.py")
+    done = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = done.stdout.split()
+    assert "wgmma.mma_async.sync.aligned.m64n64k32.s32.s8.s8" in found
+    assert any(word.startswith("cp.async.cg.shared.global") for word in found)  # while the tensor cores work
