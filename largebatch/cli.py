@@ -129,6 +129,8 @@ def _named_part(arguments: list[str]) -> list[str]:
     # The customary 100 MB of gradients or weights, unless a network was named.
     usual = {
         "exchange": ["model=resnet50"],
+        # Images of their own size for ImageNet's networks, CIFAR's for others.
+        "step": ["dataset=synthetic"] if {"model=resnet50", "model=resnet101"} & set(rest) else [],
         "offload": ["model=resnet50", "dataset=synthetic"],
         "quantize": ["model=resnet50", "bench.batches=[16,32]"],
         "profile": ["model=resnet50", "dataset=imagenet", "bench.repeats=50"],

@@ -1,3 +1,4 @@
+import contextlib
 import json
 
 import pytest
@@ -5,9 +6,9 @@ import torch
 from torchvision.transforms import ToTensor
 
 from largebatch import cli
-from largebatch.bench import exchange, loader, offload, step
+from largebatch.bench import exchange, limits, loader, offload, step, variants
 from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
-from largebatch.bench.config import BenchConfig
+from largebatch.bench.config import SIDES, BenchConfig
 from largebatch.bench.report import as_text
 from largebatch.config import UserError
 from largebatch.models import SmallResNet
@@ -179,10 +180,19 @@ def test_photographs_have_imagenets_size_and_are_no_noise(compose, tmp_path):
         ({"photographs": 1}, "it takes 32 or more"),
         ({"batches": ()}, "such as [8,32,256]"),
         ({"batches": (0,)}, "bench.batches=0 is too small"),
+        ({"sides": ("graph",)}, "bench.sides=graph is not known: .* Did you mean 'graphs'?"),
     ],
 )
 def test_mistakes_are_refused(compose, values, words):
-    good = {"what": "all", "k": (8, 64), "repeats": 1, "iterations": 1, "photographs": 32, "batches": (8,)}
+    good = {
+        "what": "all",
+        "k": (8, 64),
+        "repeats": 1,
+        "iterations": 1,
+        "photographs": 32,
+        "batches": (8,),
+        "sides": None,
+    }
     with pytest.raises(UserError, match=words.replace("[", r"\[").replace("?", r"\?")):
         BenchConfig(**{**good, **values}, files=compose("dataset=imagefolder").dataset)
 
@@ -221,6 +231,8 @@ def test_an_exchange_inside_a_rank_is_refused(monkeypatch):
         (["--help"], ["--help"]),
         (["loader", "n=4"], ["bench.what=loader", "n=4"]),
         (["exchange"], ["bench.what=exchange", "model=resnet50"]),
+        (["step", "model=resnet50"], ["bench.what=step", "dataset=synthetic", "model=resnet50"]),
+        (["step", "model=resnet20"], ["bench.what=step", "model=resnet20"]),
         (["exchange", "model=resnet8"], ["bench.what=exchange", "model=resnet8"]),
         (["offload"], ["bench.what=offload", "model=resnet50", "dataset=synthetic"]),
         (["quantize", "model=resnet8"], ["bench.what=quantize", "bench.batches=[16,32]", "model=resnet8"]),
@@ -291,6 +303,7 @@ def test_integers_are_exact_and_compared_with_floats(capfd, threads):
 def test_the_command_prints_stable_keys_and_nothing_else(capfd, threads):
     small = [
         "bench.k=[2,4]",
+        "bench.sides=[plain,ours]",
         "bench.repeats=2",
         "bench.photographs=32",
         "bench.files.height=32",
@@ -311,13 +324,60 @@ def test_the_command_prints_stable_keys_and_nothing_else(capfd, threads):
         "loader_torchvision",
     }
     assert all(speed > 0 for speed in facts["images_per_second"].values())
+    assert set(facts["variants"]["ratios"]) == {"k2_vs_plain", "k4_vs_plain"}
     assert set(facts["memory_bytes"]) == {"k2", "k4"}
     assert {"processor", "cores", "threads", "torch"} <= set(facts["machine"])
     page = as_text(facts)
     assert all(
         line in page
-        for line in ("micro-batches of n", "k4 ÷ k2", "torchvision's usual transforms", "memory that steps")
+        for line in (
+            "micro-batches of n",
+            "k4 ÷ k2",
+            "k4 ÷ plain",
+            "of product",
+            "torchvision's usual transforms",
+            "memory that steps",
+        )
     )
+
+
+def test_a_layers_work_is_counted_by_hand():
+    model = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1, bias=False), torch.nn.Flatten(), torch.nn.Linear(128, 2)
+    )
+    images = torch.zeros(5, 3, 4, 4)
+    work = limits.work_of(model, images, torch.zeros(5, dtype=torch.long), contextlib.nullcontext)
+    convolution, linear = 2 * 16 * 8 * 27, 2 * 128 * 2
+    # Forward once, back twice; nobody asks for the gradient of the images.
+    assert work.operations == 2 * convolution + 3 * linear
+    assert work.bytes == 4 * (3 * 48 + 2 * 128 + 3 * 128 + 2 * 2)
+    assert work.weight_bytes == 4 * (8 * 27 + 128 * 2 + 2)
+    assert work.step_bytes(10) == 10 * work.bytes + 7 * work.weight_bytes
+
+
+def test_the_ways_to_make_a_step_take_turns(compose, threads):
+    config = compose(*TINY, "loader.workers=0")
+    sides = ("plain", "dataloader", "ours", "separate", "micro")
+    measured = variants.as_facts(variants.time_variants(config, (2, 4), sides, repeats=2, steps=1), (2, 4))
+    assert set(measured["images_per_second"]) == {"plain", "dataloader", "k2", "k4", "k2_separate", "k2_micro"}
+    assert set(measured["ratios"]) == {
+        f"{ours}_vs_{peer}" for ours in ("k2", "k4", "k2_separate", "k2_micro") for peer in ("plain", "dataloader")
+    }
+    limit = measured["limits"]
+    for name, share in measured["shares"].items():
+        operations = limit["operations_per_image"] * measured["images_per_second"][name]
+        assert share["of_matmul"] == pytest.approx(operations / limit["matmul_operations_per_second"])
+        assert share["of_copy"] > 0
+    page = "\n".join(variants.as_lines(measured))
+    assert all(words in page for words in ("a plain matrix product makes", "k2_micro", "GFLOP"))
+
+
+def test_on_a_gpu_all_sides_are_measured_that_the_data_allow(compose):
+    small, large = compose(*TINY).dataset, compose("dataset=synthetic").dataset
+    assert variants.sides_here(small, "cpu", None) == ()
+    assert variants.sides_here(small, "cuda", None) == SIDES
+    assert set(SIDES) - set(variants.sides_here(large, "cuda", None)) == {"dataloader"}
+    assert variants.sides_here(large, "cpu", ("plain",)) == ("plain",)
 
 
 def test_a_checkpoint_costs_what_it_adds_to_the_steps_beside_it(capfd):

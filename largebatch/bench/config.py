@@ -6,6 +6,11 @@ from dataclasses import dataclass
 
 from largebatch.config import DatasetConfig, UserError, at_least, one_of
 
+# Plain loops, and our step as it is, with PyTorch's BatchNorm, compiled, as a CUDA graph, and worker by worker.
+SIDES = (
+    *("plain", "plain_compiled", "dataloader"),
+    *("ours", "separate", "compiled", "graphs", "micro", "micro_graphs"),
+)
 PARTS = ("step", "loader")  # of all
 WHAT = (*PARTS, "exchange", "checkpoint", "offload", "quantize", "profile", "all")
 
@@ -18,6 +23,7 @@ class BenchConfig:
     ``k`` is compared with the plain loops, each of the others with the first. Sides take turns, ``repeats`` of them, of
     ``iterations`` steps each. The loaders read ``photographs`` made here, in a run of the loader over all of them a
     turn, unless ``files`` has a root. ``batches`` are the images of a pass of offload and quantize.
+    ``sides`` are what the step is held against on a GPU; null: all that exist there.
     """
 
     what: str
@@ -27,6 +33,7 @@ class BenchConfig:
     photographs: int
     files: DatasetConfig
     batches: tuple[int, ...]
+    sides: tuple[str, ...] | None
 
     def __post_init__(self) -> None:
         one_of("bench.what", self.what, WHAT)
@@ -43,6 +50,9 @@ class BenchConfig:
             raise UserError("bench.batches=[] is empty: give numbers of images, such as [8,32,256].")
         for images in self.batches:
             at_least("bench.batches", images, 1)
+
+        for name in self.sides or ():
+            one_of("bench.sides", name, SIDES)
 
     @property
     def parts(self) -> tuple[str, ...]:

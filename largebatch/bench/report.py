@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torchvision
 
-from largebatch.bench import checkpoint, exchange, loader, offload, profile, quantize, step
+from largebatch.bench import checkpoint, exchange, loader, offload, profile, quantize, step, variants
 from largebatch.bench.compare import spread
 from largebatch.bench.config import BenchConfig
 from largebatch.config import Config, UserError
@@ -173,6 +173,10 @@ def _steps(config: Config, asked: BenchConfig, facts: Facts) -> None:
     configs = [replace(config, k=k, dataset=images) for k in asked.k]
     runs = {one.k: (one, place(one, hardware())) for one in configs}
     first, *others = asked.k
+    names = variants.sides_here(images, runs[first][1].device, asked.sides)
+    if names:
+        measured = variants.time_variants(configs[0], asked.k, names, asked.repeats, asked.iterations)
+        facts["variants"] = variants.as_facts(measured, asked.k)
     facts["setting"]["images"] = f"{images.name} {shape}"
     facts["setting"]["workers_per_pass"] = {f"k{k}": placed.workers_per_pass for k, (_, placed) in runs.items()}
     # First of all: a child's peak of resident memory starts from that of this process.
@@ -282,6 +286,9 @@ def as_text(facts: Facts) -> str:
     if "images" in setting:
         lines.append(f"step: {setting['model']}, {setting['images']}, k={setting['k'][0]} n={setting['n']}; ours cuts")
         lines[-1] += " its crops in every step, the plain loops find theirs ready"
+    if "variants" in facts:
+        lines += variants.as_lines(facts["variants"])
+        lines += _spreads("images/s, one ÷ other", facts["variants"]["ratios"])
     lines += _spreads("images/s, ours ÷ peer", facts["ratios"])
     lines += ["", f"{'images/s':<46} {'median':>8}"]
     lines += [f"{name.replace('_', ' '):<46} {speed:>8,.0f}" for name, speed in facts["images_per_second"].items()]

@@ -24,7 +24,7 @@ from largebatch.data.stream import SampleStream
 from largebatch.learner import DTYPES, Learner, make_learner, open_data, start
 from largebatch.models import build_model
 from largebatch.placement import Placement
-from largebatch.train import sample_stream, train_step
+from largebatch.train import make_step, sample_stream
 
 # The rate of every step here: weights stay, so that all steps do the same arithmetic, and it is the optimizer's
 # whole work all the same.
@@ -39,6 +39,7 @@ class Ours:
     learner: Learner
     source: Source
     stream: SampleStream  # kept, as in a run: it shuffles once an epoch
+    make_step: Callable[[Iterator[Batch], int, float], Tensor]
 
     def batches(self) -> list[Batch]:
         """Return the images of the step as the k workers see them."""
@@ -46,7 +47,7 @@ class Ours:
 
     def step(self) -> None:
         """Make one step of kn samples."""
-        train_step(self.learner, self._passes(), iteration=0, rate=RATE)
+        self.make_step(self._passes(), 0, RATE)
 
     def _passes(self) -> Iterator[Batch]:
         place = self.learner.placement
@@ -82,16 +83,18 @@ def make_ours(config: Config, placement: Placement) -> Ours:
     source = open_data(config, placement, world)
     config.check_size(source.train_images)
     stream = sample_stream(config, source.train_images)
-    return Ours(make_learner(config, placement, world, source.classes), source, stream)
+    learner = make_learner(config, placement, world, source.classes)
+    return Ours(learner, source, stream, make_step(learner))
 
 
-def make_plain(ours: Ours, samples: int) -> Plain:
+def make_plain(ours: Ours, samples: int, compiled: bool | None = None) -> Plain:
     """Make a tutorial's side with the weights and the images of ours.
 
     Args:
         ours: Whose weights, images, precision and memory format are taken.
         samples: In a forward pass, and so in a BatchNorm's statistics: n for gradient accumulation in
             micro-batches of n, kn for one pass with one group.
+        compiled: Whether its network is; None: as ours.
     """
     learner, config = ours.learner, ours.learner.config
     model = build_model(config.model, ours.source.classes, config.dataset.channels)
@@ -99,7 +102,7 @@ def make_plain(ours: Ours, samples: int) -> Plain:
     model.to(learner.world.device, DTYPES[learner.placement.precision]).train()
     if learner.placement.channels_last:
         model.to(memory_format=torch.channels_last)
-    if config.compile:
+    if config.compile if compiled is None else compiled:
         model.compile()
     update = config.optimizer
     optimizer = SGD(
@@ -142,7 +145,7 @@ def time_against_plain(config: Config, placement: Placement, repeats: int, itera
         "accumulation": make_plain(ours, config.n).step,
         "one_group": make_plain(ours, config.minibatch).step,
     }
-    turns = {name: _side(step, iterations, config.minibatch, ours) for name, step in sides.items()}
+    turns = {name: side(step, iterations, config.minibatch, ours) for name, step in sides.items()}
     return take_turns(turns, repeats, "step against a plain loop")
 
 
@@ -155,11 +158,13 @@ def time_workers(runs: Mapping[int, tuple[Config, Placement]], repeats: int, ite
     turns = {}
     for k, (config, placement) in runs.items():
         ours = make_ours(config, placement)
-        turns[f"k{k}"] = _side(ours.step, iterations * max(1, max(runs) // k), config.minibatch, ours)
+        turns[f"k{k}"] = side(ours.step, iterations * max(1, max(runs) // k), config.minibatch, ours)
     return take_turns(turns, repeats, "step at each k")
 
 
-def _side(step: Callable[[], None], steps: int, minibatch: int, ours: Ours) -> Side:
+def side(step: Callable[[], None], steps: int, minibatch: int, ours: Ours) -> Side:
+    """Return turns of so many steps of ``minibatch`` images, on the device of ``ours``."""
+
     def turn() -> None:
         for _ in range(steps):
             step()
