@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from largebatch.bench.compare import Side, take_turns
 from largebatch.bench.loader import make_photographs
 from largebatch.compress.calibrate import observe, ranges
+from largebatch.compress.choose import must_avoid_overflow
 from largebatch.compress.engines import x86
 from largebatch.compress.engines.onnxruntime import OnnxRuntime
 from largebatch.compress.engines.x86 import X86
 from largebatch.compress.lower import Recipe, lower, needed
 from largebatch.compress.network import HEAVY, IMAGES, Engine, Network, Node, Quantization, unfused
 from largebatch.compress.proof import prove
+from largebatch.compress.quantize import calibration_images
 from largebatch.compress.reference import IntegerNetwork, Reference, Step
 from largebatch.compress.saturation import audit, instructions
 from largebatch.compress.trace import trace
@@ -38,7 +40,8 @@ from largebatch.placement import Placement
 
 Facts = dict[str, Any]
 Pass = Callable[[Tensor], object]
-PER_PASS = 32  # images of a pass of the calibration
+PER_PASS = 32  # images of a pass of onnxruntime's calibration
+CALIBRATIONS = 3  # timed turns, at most
 COMPARED = 4  # images that the engines are held against the oracle with
 KERNELS = {"conv": x86.convolution, "linear": x86.product}
 BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # without them it is emulated
@@ -59,7 +62,8 @@ def time_quantize(
 
     Returns:
         ``weights``: bytes; ``calibration``: its time over that of the forward passes; ``operators`` that ran, by
-        engine; ``exactness`` against the oracle; ``decibels`` of the logits; ``batches``: seconds and ratios of
+        engine; ``exactness`` against the oracle; ``decibels`` of the logits, on a processor without VNNI also of those
+        that would be silently wrong; ``batches``: seconds and ratios of
         images/s by batch size.
 
     Raises:
@@ -75,35 +79,37 @@ def time_quantize(
         calibration = list(_images(Path(directory), files, photographs, placement.cores))
     whole = torch.cat(calibration)
     floats = trace(model, (files.channels, files.height, files.width))
-    recipe = Recipe(safe=X86() in engines and x86.overflows())
-    found, cost = _calibrated(floats, calibration, needed(floats, recipe), repeats)
-    network = lower(floats, ranges(found, "minmax"), recipe).network
+    recipe = Recipe(safe=must_avoid_overflow())
+    found, cost = _calibrated(floats, calibration, needed(floats, recipe), min(repeats, CALIBRATIONS))
+    reach = ranges(found, "minmax")
+    network, careless = (lower(floats, reach, how).network for how in (recipe, Recipe()))
     given = calibration[0][:COMPARED]
     with torch.inference_mode():
         exact = model(given)
+    logits = {engine.name: engine.load(network)(given) for engine in (Reference(), *engines)}
+    if recipe.safe:
+        logits["x86_overflowing"] = x86.load_unchecked(careless)(given)
     return {
         "processor_has": instructions(),
         "overflows": recipe.safe,
-        "could_overflow": sum(map(len, audit(lower(floats, ranges(found, "minmax"), Recipe()).network).values())),
+        "could_overflow": sum(map(len, audit(careless).values())),
         "weights": _sizes(model, network),
         "calibration": cost,
         "operators": {engine.name: asdict(prove(engine, network, given)) for engine in engines},
         "float_operators": network.float_operators,
         "exactness": {engine.name: exactness(engine, network, given) for engine in engines},
-        "decibels": {engine.name: decibels(exact, engine.load(network)(given)) for engine in (Reference(), *engines)},
+        "decibels": {name: decibels(exact, one) for name, one in logits.items()},
         "batches": {batch: _time(model, network, engines, _several(whole, batch), whole, repeats) for batch in batches},
     }
 
 
 def _images(root: Path, files: DatasetConfig, photographs: int, cores: int) -> Iterator[Tensor]:
-    """Yield training images as validation images are prepared, in passes."""
+    """Yield training images as validation images are prepared."""
     files = files if files.root else make_photographs(root, files, photographs)
     source = open_source(
         files, LoaderConfig(workers=0, prefetch=1), 0, Target(torch.device("cpu"), torch.float32), cores
     )
-    order = torch.arange(min(photographs, source.train_images))
-    for batch in source.plain(torch.split(order, PER_PASS)):
-        yield batch.images
+    yield from calibration_images(source, 0, min(photographs, source.train_images))
 
 
 def _several(images: Tensor, count: int) -> Tensor:
@@ -279,6 +285,8 @@ def as_lines(facts: Facts) -> list[str]:
             f"{NAMES[name]:<28} {ran['integer']:>8} {ran['floating']:>6} {one['nodes']:>6} {one['largest']:>8.3g} "
             f"{one['share']:>19.2g} {facts['decibels'][name]:>6.1f} dB"
         )
+    if "x86_overflowing" in facts["decibels"]:
+        lines.append(f"logits of weights that overflow: {facts['decibels']['x86_overflowing']:.1f} dB")
     for batch, one in facts["batches"].items():
         lines += ["", f"{f'batch of {batch}':<28} {'ms':>9} {'ours is faster by':>18} {'95 % interval':>17}"]
         for name, seconds in one["seconds"].items():

@@ -44,16 +44,17 @@ class X86:
             UserError: its sums could overflow on this processor: see :mod:`largebatch.compress.saturation`.
         """
         refuse_overflow(self.name, network, overflows)
-        return _load(network)
+        return load_unchecked(network)
 
 
 @functools.cache
 def overflows() -> bool:
     """Return whether oneDNN's kernels overflow 16 bits on this processor."""
-    return saturates(_load)
+    return saturates(load_unchecked)
 
 
-def _load(network: Network) -> Program:
+def load_unchecked(network: Network) -> Program:
+    """Return a network ready to run, also where its sums would overflow: to measure what that does."""
     spent = _spent(network)
     kernels = {
         "conv": lambda node, given: convolution(node, given, node.name in spent),
