@@ -160,7 +160,8 @@ def test_the_figure_draws_drift_noise_and_sharpness_and_shades_the_warmup(record
     write_probes(directory, [*lines, line(90, squared=-1.0)])
     with style.styled():
         drift, noise, sharp = figure.draw(select([str(tmp_path / "runs")], "none"), "end_point").axes
-    assert [text.get_text() for text in drift.get_legend().get_texts()][0::5] == ["epoch 0", "epoch 90"]
+    drawn = [0, 18, 36, 54, 90]  # most of them early
+    assert [text.get_text() for text in drift.get_legend().get_texts()] == [f"epoch {epoch}" for epoch in drawn]
     assert list(drift.lines[0].get_ydata()) == end_point(3)
     assert list(noise.lines[0].get_ydata()) == [100.0 + epoch for epoch in range(0, 90, 9)]
     assert list(sharp.lines[0].get_ydata()) == [0.5] * 10 + [0.1]

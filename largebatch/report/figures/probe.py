@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from largebatch.config import UserError
 from largebatch.record import read_probes
 from largebatch.report.answer import LIMIT, Line, noise_scale
-from largebatch.report.figures import series, style
+from largebatch.report.figures import style
 from largebatch.report.select import Group, Selection
 
-DRAWN = 6  # probes whose drift is drawn, spread over the run
+DRAWN = 6  # probes whose drift is drawn
 MEASURES = {
     "end_point": "‖ŵ − w‖ / ‖w − w_t‖ after k steps",
     "distance": "distance of a minibatch's gradients / length",
@@ -43,9 +43,9 @@ def draw(selection: Selection, measure: str) -> Figure:
         raise UserError("None of these runs was probed: train with probe.every=1, or see `largebatch probe --help`.")
     figure = style.blank(13.5, 4.2 * len(rows))
     panels = figure.subplots(len(rows), 3, squeeze=False)
-    names = series.names(selection)
     for (group, lines), (drift, noise, sharp) in zip(rows, panels, strict=True):
-        drift.set_title(f"{group.settings['model.name']} on {group.settings['dataset.name']}: {names[group.hash]}")
+        title = f"{group.settings['model.name']} on {group.settings['dataset.name']}: {group.label}"
+        drift.set_title(title, loc="left")
         _draw_drift(drift, lines, measure)
         _draw_noise(noise, group, lines)
         _draw_sharpness(sharp, group, lines)
@@ -55,7 +55,7 @@ def draw(selection: Selection, measure: str) -> Figure:
 def _draw_drift(axes: Axes, lines: Sequence[Line], measure: str) -> None:
     """Draw one line an epoch, from early and light to late and dark."""
     last = len(lines) - 1
-    chosen = sorted({round(part * last / (DRAWN - 1)) for part in range(DRAWN)})
+    chosen = sorted({round(last * (part / (DRAWN - 1)) ** 2) for part in range(DRAWN)})  # most change is early
     first = 1 if measure == "end_point" else 2  # the second small step is the first that can have drifted
     for number, place in enumerate(chosen):
         values = [math.nan if value is None else value for value in lines[place][measure]]
