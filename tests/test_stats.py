@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from largebatch.stats import final_error, mean_and_std, relative_difference
+from largebatch.stats import final_error, mean_and_std, paired_difference, relative_difference
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,14 @@ def test_one_value_has_no_std():
 )
 def test_relative_difference(difference, norm, of_all, expected):
     assert relative_difference(difference, norm, of_all) == expected
+
+
+def test_paired_classifiers():
+    low, high, p_value = paired_difference(5, 15, 1000)
+    # (15.5 − 5.5) / 1002 ± 1.96 √(21 / 1002 − 0.00998²) / √1002
+    assert (low, high) == pytest.approx((0.001042, 0.018919), abs=1e-5)
+    assert p_value == pytest.approx(2 * sum(math.comb(20, wrong) for wrong in range(6)) / 2**20)
+    assert paired_difference(15, 5, 1000)[:2] == pytest.approx((-high, -low))
+    low, high, p_value = paired_difference(0, 0, 100)
+    assert (low, p_value) == (-high, 1)
+    assert 0.01 < high < 0.03  # nothing differs, and yet 100 samples don't exclude a point or two

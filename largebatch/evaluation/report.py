@@ -24,6 +24,8 @@ from largebatch.record import SCHEMA, finite, git_state, versions
 TURNS = 2  # of each side of compare=true
 FOLDED = "BatchNorm is folded into the convolutions (fold_bn=true): figures are the record's up to rounding."
 
+IN_INTEGERS = "In integers (quantized=true), computed by engine={}."
+
 
 def evaluate(session: Session) -> dict[str, Any]:
     """Evaluate, and return:
@@ -77,7 +79,8 @@ def evaluate(session: Session) -> dict[str, Any]:
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
         "notes": [note for subject in session.subjects for note in subject.notes(session.placement.precision)]
-        + [FOLDED] * asked.fold_bn,
+        + [FOLDED] * asked.fold_bn
+        + [IN_INTEGERS.format(session.where().get("quantized"))] * asked.quantized,
     }
 
 
