@@ -87,6 +87,7 @@ def _exchange(config: Config, asked: BenchConfig) -> Facts:
         "n": config.n,
         "images": f"{data.channels}×{data.height}×{data.width}",
         "repeats": asked.repeats,
+        **asdict(config.exchange),
     }
     facts["ratios"] = {
         "tree_vs_ddp": asdict(timings.cost("exchange_tree", "exchange_ddp")),
