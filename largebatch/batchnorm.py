@@ -156,6 +156,10 @@ def choose_kernel(asked: str, device: str, compiled: bool, exact: bool) -> str:
         if device != "cuda" or exact:
             return "separate"
         return "joint" if compiled else "separate" if _lacking() else "fused"
+    if asked == "fused" and compiled:
+        raise UserError(
+            "bn.kernel=fused is not for compile=true, which makes such kernels itself: use bn.kernel=joint."
+        )
     if asked == "fused" and (device != "cuda" or _lacking()):
         raise UserError(
             f"bn.kernel=fused needs a GPU, Triton and a C compiler; there is {_lacking() or f'device={device}'}. Use "

@@ -263,6 +263,9 @@ class Run:
             if found is None or checkpoint.iteration_of(other) > checkpoint.iteration_of(found.path):
                 other.unlink()
                 self._say(f"removed {other.name}, which " + ("does not verify" if self.config.resume else "was left"))
+        kernel, graphs = self.learner.running.kernel, self.config.cuda_graphs
+        if kernel != "separate" or graphs:
+            self._say(f"bn.kernel={kernel}" + ", and steps are recorded as a CUDA graph" * graphs)
         if found is not None:
             self._say(f"resumed from {found.path.name}")
         elif unfinished:

@@ -188,13 +188,13 @@ def test_statistics_across_processes_are_refused():
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
-@pytest.mark.parametrize(("policy", "groups"), [("worker0", 1), ("mean", 4)])
-def test_a_compiled_pass_has_no_graph_break_and_the_same_results(monkeypatch, tmp_path, policy, groups):
+@pytest.mark.parametrize(("policy", "groups", "kernel"), [("worker0", 1, "separate"), ("mean", 4, "joint")])
+def test_a_compiled_pass_has_no_graph_break_and_the_same_results(monkeypatch, tmp_path, policy, groups, kernel):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed test may have left half a kernel elsewhere
     results = []
     for compiled in (False, True):
         net = small_network()
-        running = RunningStatistics(net, policy, 0.1, groups, first=True)
+        running = RunningStatistics(net, policy, 0.1, groups, first=True, kernel=kernel if compiled else "separate")
         if compiled:
             net.compile(fullgraph=True, dynamic=False)  # raises at a graph break
         for number in range(2):

@@ -175,6 +175,8 @@ def test_the_kernel_is_chosen_by_the_device(monkeypatch, words, chosen):
 def test_kernels_that_cannot_be_made_are_refused_or_passed_over(monkeypatch):
     with pytest.raises(UserError, match="there is device=cpu"):
         choose_kernel("fused", "cpu", False, False)
+    with pytest.raises(UserError, match="which makes such kernels itself"):
+        choose_kernel("fused", "cuda", True, False)
     monkeypatch.setattr("shutil.which", lambda name: None)
     assert choose_kernel("auto", "cuda", False, False) == "separate"
     with pytest.raises(UserError, match="there is no C compiler"):

@@ -73,6 +73,8 @@ def settings(processes: int) -> dict[str, list[str]]:
             place = [f"processes={processes}", f"workers_per_pass={per_pass}"]
             for running in ("worker0", "mean"):
                 named[f"fp64-{running}-{per_pass}"] = [*place, "precision=fp64", f"bn.running={running}"]
+            if per_pass == 4:
+                named["joint"] = [*place, "precision=fp64", "bn.kernel=joint"]
             named[f"fp32-{per_pass}"] = [*place, "precision=fp32", "iterations=6"]
     one = [f"processes={processes}", "workers_per_pass=1"]
     if processes < 4:
@@ -127,6 +129,10 @@ PLACES = [(1, 2), (1, 4), (2, 1), (2, 2), (4, 1)]
 def test_placement_does_not_change_weights_or_statistics(runs, processes, per_pass, running):
     one, other = runs[1, f"fp64-{running}-1"], runs[processes, f"fp64-{running}-{per_pass}"]
     assert largest_difference(one, other) < 1e-10
+
+
+def test_batchnorm_of_all_workers_at_once_is_that_of_each(runs):
+    assert largest_difference(runs[1, "fp64-worker0-1"], runs[1, "joint"]) < 1e-10
 
 
 def test_the_two_policies_differ(runs):
