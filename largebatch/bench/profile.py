@@ -29,7 +29,6 @@ from largebatch.train import sample_stream
 from largebatch.world import World, hardware, leave, started_outside
 
 TOGETHER = (1, 2, 4, 8)  # workers a pass on a GPU, as placement chooses them; elsewhere 1
-FIRST_BUCKET_BYTES = 2**20  # of DDP
 TINY = 4  # numbers in a message that takes its latency
 LOADED = 50  # batches
 
@@ -60,14 +59,18 @@ def measure(config: Config, repeats: int) -> Profile:
         timed, update = time_passes(ours, repeats)
         passes.append({"workers": workers, **timed})
         updates.append(update)
-    messages = 1 + max(0, math.ceil((gradient_bytes - FIRST_BUCKET_BYTES) / config.exchange.bucket_bytes))
+    messages = math.ceil(gradient_bytes / config.exchange.bucket_bytes)
+    if config.exchange.compress == "bf16":
+        gradient_bytes //= 2
     processes = config.processes or (hardware().gpus if placement.device == "cuda" else 2)
     links: list[dict[str, Any]] = []
     hidden = 1.0
     if processes > 1:
         many = replace(alone, k=processes, processes=processes, workers_per_pass=1)
         shared = place(many, hardware())
-        links, hidden = launch(_time_links, (many, shared, messages, repeats), processes, shared.threads)
+        links, hidden = launch(
+            _time_links, (many, shared, messages, gradient_bytes / messages, repeats), processes, shared.threads
+        )
     data = config.dataset
     return {
         "schema": 1,
@@ -153,9 +156,12 @@ def loading_speed(config: Config) -> float | None:
 
 
 def _time_links(
-    config: Config, placement: Placement, messages: int, repeats: int
+    config: Config, placement: Placement, messages: int, size: float, repeats: int
 ) -> tuple[list[dict[str, Any]], float]:
-    """Return the link between the processes, from all-reduces of two sizes, and the share of them that is hidden."""
+    """Return the link between the processes, from all-reduces of two sizes, and the share of them that is hidden.
+
+    ``size`` is of a message, in bytes.
+    """
     world = start(config, placement)
     data, dtype = config.dataset, DTYPES[placement.precision]
 
@@ -167,7 +173,6 @@ def _time_links(
     images = torch.randn(config.n, data.channels, data.height, data.width, dtype=dtype, device=world.device)
     joined = Averaging(network(), world, config.exchange)
     alone = Averaging(network(), World(0, 1, world.device), config.exchange)
-    size = sum(p.numel() * p.element_size() for p in alone.net.parameters() if p.requires_grad) / messages
     # With images first: DDP cuts its buckets in the order in which the first gradients arrive.
     both = Pass(joined, world, placement.precision, images)
     backward = Pass(alone, world, placement.precision, images)
