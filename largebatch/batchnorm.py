@@ -139,15 +139,18 @@ def convert(norm: nn.Module) -> None:
         cast(PerWorker, norm).follow(None)
 
 
-def choose_kernel(asked: str, device: str, compiled: bool, exact: bool) -> str:
+def choose_kernel(asked: str, device: str, compiled: bool, exact: bool, pays: bool = True) -> str:
     """Return the way in which BatchNorm is computed: separate, joint or fused.
 
     Args:
-        asked: One of these, or auto: on a GPU joint for a compiled network and fused for any other; separate where
-            there is no GPU, no means of making kernels for it, or every bit is to be PyTorch's (``exact``).
+        asked: One of these, or auto: on a GPU joint for a compiled network, and fused for any other where that
+            ``pays``; separate where there is no GPU, no means of making kernels for it, or every bit is to be
+            PyTorch's (``exact``).
         device: cpu, cuda or mps.
         compiled: Whether the network is.
         exact: Whether the run is to have the same bits on any number of processes.
+        pays: Whether a launch serves several workers, or launches are recorded. Ours take the processor longer than
+            PyTorch's, which shows where a pass is one worker's.
 
     Raises:
         UserError: kernels that cannot be had here.
@@ -155,7 +158,7 @@ def choose_kernel(asked: str, device: str, compiled: bool, exact: bool) -> str:
     if asked == "auto":
         if device != "cuda" or exact:
             return "separate"
-        return "joint" if compiled else "separate" if _lacking() else "fused"
+        return "joint" if compiled else "fused" if pays and not _lacking() else "separate"
     if asked == "fused" and compiled:
         raise UserError(
             "bn.kernel=fused is not for compile=true, which makes such kernels itself: use bn.kernel=joint."

@@ -96,7 +96,8 @@ def make_learner(config: Config, placement: Placement, world: World, classes: in
         # Dropout is drawn a pass at a time: only a pass of one worker can be the same on any hardware.
         groups = 1 if stochastic else placement.workers_per_pass
         placement = replace(placement, workers_per_pass=groups)
-    kernel = choose_kernel(config.bn.kernel, placement.device, config.compile, config.exact)
+    pays = groups > 1 or config.cuda_graphs
+    kernel = choose_kernel(config.bn.kernel, placement.device, config.compile, config.exact, pays)
     running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, world.rank == 0, kernel)
     if kernel == "fused":
         fuse(model)

@@ -161,6 +161,7 @@ def test_only_blocks_of_converted_batchnorms_are_fused():
     [
         (("auto", "cpu", False, False), "separate"),
         (("auto", "cuda", False, False), "fused"),
+        (("auto", "cuda", False, False, False), "separate"),
         (("auto", "cuda", True, False), "joint"),
         (("auto", "cuda", False, True), "separate"),
         (("separate", "cuda", False, False), "separate"),
