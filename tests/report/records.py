@@ -84,3 +84,39 @@ def write_run(
             }
             file.write(json.dumps(epoch) + "\n")
     return directory
+
+
+def end_point(largest: int, steps: int = 8) -> list[float]:
+    """Return errors that are at most 1 up to ``largest`` steps."""
+    return [0.0, *(0.9 if number <= largest else 1.1 for number in range(2, steps + 1))]
+
+
+def probe_line(
+    epoch: float,
+    largest: int = 8,
+    squared: float = 1.0,
+    trace: float = 160.0,
+    sharpness: float = 1.0,
+    rate: float = 0.1,
+    **more: Any,
+) -> dict[str, Any]:
+    """Return a line of ``probes.jsonl``, of eight small steps, ten iterations an epoch."""
+    values = {
+        "iteration": round(epoch * 10),
+        "epoch": epoch,
+        "rate": rate,
+        "small_rate": rate,
+        "cosine": [0.5] * 7,
+        "distance": [0.5] * 7,
+        "end_point": end_point(largest),
+        "gradient_squared": squared,
+        "noise_trace": trace,
+        "sharpness": sharpness,
+        "sharpness_converged": True,
+        "rate_times_sharpness": rate * sharpness,
+        "stability_bound": 3.8 / 2.8,
+        "bn_mean_moved": None,
+        "bn_variance_moved": None,
+        "seconds": 2.0,
+    }
+    return values | more

@@ -4,6 +4,8 @@ import itertools
 import math
 
 import pytest
+from records import end_point
+from records import probe_line as line
 
 from largebatch.config import UserError
 from largebatch.record import write_probes
@@ -13,35 +15,7 @@ from largebatch.report.figures import style
 from largebatch.report.probes import as_text, facts
 from largebatch.report.select import select
 
-BOUND = 3.8 / 2.8
 BASELINE = {"lr.base_minibatch": 32, "epochs": 90, "lr.base": 0.1}
-
-
-def end_point(largest: int, steps: int = 8) -> list[float]:
-    """Return errors that are at most 1 up to ``largest`` steps."""
-    return [0.0, *(0.9 if number <= largest else 1.1 for number in range(2, steps + 1))]
-
-
-def line(epoch, largest=8, squared=1.0, trace=160.0, sharpness=1.0, rate=0.1, **more):
-    values = {
-        "iteration": round(epoch * 10),
-        "epoch": epoch,
-        "rate": rate,
-        "small_rate": rate,
-        "cosine": [0.5] * 7,
-        "distance": [0.5] * 7,
-        "end_point": end_point(largest),
-        "gradient_squared": squared,
-        "noise_trace": trace,
-        "sharpness": sharpness,
-        "sharpness_converged": True,
-        "rate_times_sharpness": rate * sharpness,
-        "stability_bound": BOUND,
-        "bn_mean_moved": None,
-        "bn_variance_moved": None,
-        "seconds": 2.0,
-    }
-    return values | more
 
 
 @pytest.fixture

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import pytest
+from records import probe_line
 
 from largebatch.commands import plot
 from largebatch.config import UserError
+from largebatch.record import write_probes
 from largebatch.report.figures import style
 from largebatch.report.output import FIGURES, SIGNED, check_output, encode, write
 
@@ -64,7 +66,8 @@ def test_a_directory_that_cannot_be_made_is_named(tmp_path):
 def test_every_figure_is_written_from_the_command_line(record, tmp_path, monkeypatch, capsys, kind):
     monkeypatch.chdir(tmp_path)
     record(5.0, k=1, settings={"lr.base_minibatch": 32})
-    record(5.0, k=2, settings={"lr.base_minibatch": 32})
+    probed = record(5.0, k=2, settings={"lr.base_minibatch": 32})
+    write_probes(probed, [probe_line(0), probe_line(1)])
     assert plot.run([kind]) == 0
     assert plot.run([kind, "out=a.png", f"out={kind}.svg"]) == 0
     assert capsys.readouterr().out.split() == [f"{kind}.svg", "a.png", f"{kind}.svg"]
