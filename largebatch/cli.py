@@ -250,7 +250,7 @@ def _keys() -> list[str]:
     groups = {"": EvalConfig, "bench.": BenchConfig, "certify.": CertifyConfig}
     keys = [key for prefix, cls in groups.items() for key in walk(cls, prefix)] + walk(QuantizeConfig, "")
     keys += [key for cls in LAUNCHERS.values() for key in walk(cls, "launcher.")]
-    return [*walk(Config, ""), *keys, "experiment", "format"]
+    return [*walk(Config, ""), *keys, "experiment", "format", "answer", "baseline", "margin"]
 
 
 def _asks_for_completion(arguments: list[str]) -> bool:
