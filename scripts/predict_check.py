@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 
 from largebatch.bench.compare import spread
-from largebatch.bench.profile import link, time_passes
+from largebatch.bench.profile import LEAST_BYTES, link, time_passes
 from largebatch.bench.step import make_ours
 from largebatch.cli import configuration_directory
 from largebatch.config import Config
@@ -61,7 +61,7 @@ def side(words: list[str], name: str, folder: Path) -> None:
 def turns(config: Config, name: str, folder: Path) -> None:
     ours = make_ours(config, place(config, hardware(), config.processes))
     world = ours.learner.world
-    message = torch.zeros(message_of(ours.learner.model)[1] // 4)
+    message = torch.zeros(max(message_of(ours.learner.model)[1], LEAST_BYTES) // 4)
     for number in range(ROUNDS + 2):
         while world.main and not (folder / f"{name}-{number}-go").exists():
             time.sleep(0.01)
@@ -143,7 +143,7 @@ def main(words: list[str]) -> None:
         overlap=0.0,
         loading_images_per_second=None,
         gpus_per_node=4,
-        links=(Link(**link(tiny, message, 2, size)),),
+        links=(Link(**link(tiny, message, 2, max(size, LEAST_BYTES))),),
     )
     rows = []
     for name, (k, processes) in SIDES.items():

@@ -30,6 +30,7 @@ from largebatch.world import World, hardware, leave, started_outside
 
 TOGETHER = (1, 2, 4, 8)  # workers a pass on a GPU, as placement chooses them; elsewhere 1
 TINY = 4  # numbers in a message that takes its latency
+LEAST_BYTES = 4 * 2**20  # of one that shows the bandwidth
 LOADED = 50  # batches
 
 Profile = dict[str, Any]
@@ -162,6 +163,7 @@ def _time_links(
 
     ``size`` is of a message, in bytes.
     """
+    size = max(size, LEAST_BYTES)
     world = start(config, placement)
     data, dtype = config.dataset, DTYPES[placement.precision]
 
