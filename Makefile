@@ -52,6 +52,13 @@ results: .venv/synced ## draw figures and tables again from the committed record
 	$(BIN)/largebatch report runs=results/digits out=results/digits/report.html
 	$(BIN)/largebatch plot curves runs=results/digits-curves out=results/digits-curves/curves.svg out=results/digits-curves/curves.png
 	$(BIN)/python scripts/pitfalls.py results/pitfalls
+	$(BIN)/largebatch plot probe runs=results/probe/digits runs=results/probe/fashion_mnist baseline=none \
+		allow_mixed=true out=results/probe/probe.png
+	$(BIN)/largebatch plot probe runs=results/probe/warmup baseline=none out=results/probe/warmup.png
+	$(BIN)/largebatch probe run=results/probe/digits/k1-n32-none-s0 answer=true runs=results/digits > results/probe/digits.txt
+	$(BIN)/largebatch probe run=results/probe/fashion_mnist/k1-n32-none-s0 answer=true \
+		runs=results/probe/fashion_mnist-sweep > results/probe/fashion_mnist.txt
+	$(BIN)/largebatch plot scaling runs=results/probe/fashion_mnist-sweep margin=1 out=results/probe/fashion_mnist-scaling.png
 	$(BIN)/largebatch plot throughput paper=true out=results/predict/run-time.svg out=results/predict/run-time.png
 
 golden: .venv/synced ## write the losses of the golden run anew; the commit must say why they moved
