@@ -217,7 +217,7 @@ def _time(
         half = copy.deepcopy(last).bfloat16()
         sides["bfloat16"] = lambda given: half(given.bfloat16())
     if OnnxRuntime() in engines and importlib.util.find_spec("onnxscript"):
-        sides |= _peers(model, calibration)
+        sides |= peers(model, calibration)
 
     def turn(side: Pass) -> Callable[[], None]:
         return torch.inference_mode()(lambda: (side(images), None)[1])
@@ -230,7 +230,7 @@ def _time(
     }
 
 
-def _peers(model: nn.Module, calibration: Tensor) -> dict[str, Pass]:
+def peers(model: nn.Module, calibration: Tensor) -> dict[str, Pass]:
     """Return onnxruntime in floats, and in integers that it has made itself: static, by channel, its defaults else."""
     import onnxruntime
     from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
