@@ -33,20 +33,23 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records a CUDA graph: all of the work's kernels become one launch."""
 
+    def __init__(self) -> None:
+        # One for all: libraries make a handle a stream at its first use, which a capture would not survive.
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
     def aside(self, work: Work) -> Tensor:
-        """Do the work on a stream of its own, as a later capture needs it."""
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        """Do the work on the stream that will be captured."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
             done = work()
-        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.current_stream().wait_stream(self._stream)
         return done
 
     def record(self, work: Work) -> Work:
         """Capture the work; its tensors live in memory of the graph's own."""
         graph = torch.cuda.CUDAGraph()
         # Loader and checkpoint threads may go on using the GPU meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             done = work()
 
         def replay() -> Tensor:

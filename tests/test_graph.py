@@ -1,5 +1,6 @@
 """Steps that are recorded: by a stand-in that repeats a function, and on a GPU by CUDA."""
 
+import functools
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -57,9 +58,8 @@ def learn(config, placement, graphed: bool, recorder, device="cpu"):
     source = open_data(config, placement, world)
     stream = sample_stream(config, source.train_images)
     batches = source.train(stream.passes(0, len(RATES), 0, config.k, placement.workers_per_pass))
-    step = make_step(learner)
-    if graphed:
-        step = GraphedStep(learner, lambda *place: step_at_rate(learner, *place), recorder)
+    recorded = functools.partial(step_at_rate, learner)
+    step = GraphedStep(learner, recorded, recorder) if graphed else make_step(learner)
     rows = []
     for iteration, rate in enumerate(RATES):
         taken = [next(batches) for _ in range(placement.workers // placement.workers_per_pass)]
