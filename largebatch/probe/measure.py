@@ -216,11 +216,11 @@ def stability_bound(momentum: float, nesterov: bool) -> float:
 
 def squared_norms(tensors: Weights) -> dict[str, float]:
     """Return squared lengths by layer, a parameter's name without its last part, and of all under ``ALL``."""
-    norms = torch.stack(torch._foreach_norm(list(tensors.values()))).double().square().tolist()
+    squares = [norm**2 for norm in torch.stack(torch._foreach_norm(list(tensors.values()))).tolist()]
     by_layer: dict[str, float] = defaultdict(float)
-    for name, value in zip(tensors, norms, strict=True):
-        by_layer[name.rpartition(".")[0] or name] += value
-    return {**by_layer, ALL: sum(norms)}
+    for name, square in zip(tensors, squares, strict=True):
+        by_layer[name.rpartition(".")[0] or name] += square
+    return {**by_layer, ALL: sum(squares)}
 
 
 def norm_of(tensors: Weights) -> float:

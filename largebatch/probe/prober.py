@@ -185,7 +185,7 @@ class Prober:
         of their logarithm.
         """
         found = [
-            (norm.running_mean.to(torch.float64, copy=True), norm.running_var.double() + norm.eps)
+            (norm.running_mean.cpu().to(torch.float64, copy=True), norm.running_var.cpu().double() + norm.eps)
             for norm in batchnorms(self._learner.model)
             if norm.running_mean is not None and norm.running_var is not None
         ]
