@@ -12,7 +12,7 @@ SIDES = (
     *("ours", "separate", "compiled", "graphs", "micro", "micro_graphs"),
 )
 PARTS = ("step", "loader")  # of all
-WHAT = (*PARTS, "exchange", "checkpoint", "offload", "quantize", "profile", "all")
+WHAT = (*PARTS, "exchange", "checkpoint", "offload", "quantize", "profile", "data", "all")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,7 +20,8 @@ from largebatch.data.source import FolderSource, Target
 from largebatch.data.stream import permutation
 
 SIZE = (500, 375)  # width and height of ImageNet's average image
-QUALITY = 90
+QUALITY = 96
+GRAIN = 4.5  # standard deviation of a sensor's noise, in levels of 255: with it a file has about 110 KB
 CLASSES = 4
 COLOUR_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")  # those that scikit-image brings along
 
@@ -77,13 +77,18 @@ def loading(files: DatasetConfig, loader: LoaderConfig, batch: int, cores: int) 
     Raises:
         UserError: the images do not lie in class folders.
     """
+    check_class_folders(files)
+    return Loading(files, batch, min(cores, 16) if loader.workers is None else loader.workers, loader.prefetch)
+
+
+def check_class_folders(files: DatasetConfig) -> None:
+    """Raise :class:`UserError` unless the images lie in class folders."""
     root = given_root(files)
     if root and (layout := recognise(root, files.name)).name != FOLDERS:
         raise UserError(
-            f"bench loader: torchvision's ImageFolder reads class folders alone, and there are {layout}. Leave "
-            "dataset.root out for photographs that are made here, or name a directory of class folders."
+            f"bench loader and data: torchvision's ImageFolder reads class folders alone, and there are {layout}. "
+            "Leave dataset.root out for photographs that are made here, or name a directory of class folders."
         )
-    return Loading(files, batch, min(cores, 16) if loader.workers is None else loader.workers, loader.prefetch)
 
 
 def time_loaders(what: Loading, repeats: int) -> Timings:
@@ -106,17 +111,18 @@ def _exhaust(batches: Iterator[torch.Tensor]) -> None:
 
 
 def make_photographs(root: Path, files: DatasetConfig, count: int) -> DatasetConfig:
-    """Write JPEGs of ImageNet's size in its layout, and return ``files`` pointing there.
+    """Write ``count`` training images into the empty directory ``root``, and return ``files`` pointing there."""
+    write_photographs(root, count)
+    return replace(files, name="imagefolder", root=str(root), train_images=None, val_images=None, classes=None)
 
-    Windows of scikit-image's photographs, scaled to 500×375 or upright; smooth patterns where it is not installed.
 
-    Args:
-        root: An empty directory.
-        files: The shape and the crops that are wanted.
-        count: Training images.
+def write_photographs(root: Path, count: int) -> None:
+    """Write JPEGs of ImageNet's size in its layout: ``count`` training images, and a few of validation.
+
+    Windows of the photographs that scikit-learn brings along, and scikit-image where it is installed, scaled to
+    500×375 or upright, with grain: about 110 KB each, as ImageNet's are. They are the same each time.
     """
-    originals = _photographs() if importlib.util.find_spec("skimage") else _patterns()
-    chance = random.Random(0)
+    originals, chance, noise = _photographs(), random.Random(0), np.random.default_rng(0)
     for number in range(count):
         original = originals[number % len(originals)]
         size = SIZE if chance.random() < 0.75 else SIZE[::-1]
@@ -125,10 +131,11 @@ def make_photographs(root: Path, files: DatasetConfig, count: int) -> DatasetCon
         height = round(width * size[1] / size[0])
         left, top = chance.randint(0, original.width - width), chance.randint(0, original.height - height)
         window = original.resize(size, Image.Resampling.BICUBIC, (left, top, left + width, top + height))
+        grainy = np.asarray(window) + noise.normal(0, GRAIN, (size[1], size[0], 1))
+        window = Image.fromarray(np.clip(np.rint(grainy), 0, 255).astype(np.uint8))
         _save(window, root / "train" / f"class{number % CLASSES}" / f"{number}.jpg")
     for number in range(CLASSES):
         _save(originals[0].resize(SIZE), root / "val" / f"class{number}" / "0.jpg")
-    return replace(files, name="imagefolder", root=str(root), train_images=None, val_images=None, classes=None)
 
 
 def _save(image: Image.Image, path: Path) -> None:
@@ -137,23 +144,11 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def _photographs() -> list[Image.Image]:
-    from skimage import data
+    from sklearn.datasets import load_sample_images
 
-    return [Image.fromarray(getattr(data, name)()) for name in COLOUR_PHOTOGRAPHS]
+    images = load_sample_images().images
+    if importlib.util.find_spec("skimage"):
+        from skimage import data
 
-
-def _patterns() -> list[Image.Image]:
-    """Return sums of waves of many lengths with falling weights, as photographs have them."""
-    chance = np.random.default_rng(0)
-    down, right = np.mgrid[:512, :640] / 512
-    images = []
-    for _ in range(len(COLOUR_PHOTOGRAPHS)):
-        planes = np.zeros((512, 640, 3))
-        for octave in range(8):
-            for channel in range(3):
-                angle, phase = chance.uniform(0, 2 * math.pi, 2)
-                wave = math.cos(angle) * down + math.sin(angle) * right
-                planes[..., channel] += np.sin(2 * math.pi * 2**octave * wave + phase) / (octave + 1)
-        planes = (planes - planes.min()) / (planes.max() - planes.min())
-        images.append(Image.fromarray((255 * planes).astype(np.uint8)))
-    return images
+        images += [getattr(data, name)() for name in COLOUR_PHOTOGRAPHS]
+    return [Image.fromarray(image) for image in images]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torchvision
 
-from largebatch.bench import checkpoint, exchange, loader, offload, profile, quantize, step, variants
+from largebatch.bench import checkpoint, data, exchange, loader, offload, profile, quantize, step, variants
 from largebatch.bench.compare import spread
 from largebatch.bench.config import BenchConfig
 from largebatch.config import Config, UserError
@@ -35,6 +35,8 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
     steps beside it, and ``share`` is the upper end of that, of the time between two. Of offloading, ``ratios`` are of
     seconds: below 1, ours is faster; see :func:`offload.time_offload`. Of integers, see
     :func:`quantize.time_quantize`.
+
+    Of decoding, seconds are the processor's; see :func:`data.time_data`.
 
     Args:
         config: Network, images, n, precision and threads; its k is not used.
@@ -59,6 +61,8 @@ def bench(config: Config, asked: BenchConfig) -> Facts:
         return _offload(config, asked)
     if asked.what == "quantize":
         return _quantize(config, asked)
+    if asked.what == "data":
+        return _data(config, asked)
     placement = place(config, hardware())
     facts: Facts = {
         "machine": machine(placement),
@@ -197,6 +201,22 @@ def _steps(config: Config, asked: BenchConfig, facts: Facts) -> None:
             facts["ratios"][f"k{k}_vs_k{first}"] = asdict(timings.ratio(f"k{k}", f"k{first}"))
 
 
+def _data(config: Config, asked: BenchConfig) -> Facts:
+    facts: Facts = {"machine": machine(place(config, hardware()))}
+    files = asked.files if sets.in_memory(config.dataset) else config.dataset
+    loader.check_class_folders(files)
+    with tempfile.TemporaryDirectory(prefix="largebatch-bench-") as directory:
+        if not sets.search_path(files):
+            files = loader.make_photographs(Path(directory, "photographs"), files, asked.photographs)
+        shards = Path(directory, "shards")
+        shards.mkdir()
+        measured = data.data_facts(files, asked.repeats, shards)
+    facts["setting"] = {"what": asked.what, "repeats": asked.repeats, "batch": data.BATCH}
+    facts |= measured
+    facts["machine"]["load_at_end"] = os.getloadavg()[0]
+    return facts
+
+
 def _loaders(config: Config, asked: BenchConfig, placement: Placement, facts: Facts) -> None:
     files = asked.files if sets.in_memory(config.dataset) else config.dataset
     with tempfile.TemporaryDirectory(prefix="largebatch-bench-") as directory:
@@ -238,6 +258,12 @@ NAMES = {
     "step_vs_accumulation": "step ÷ plain loop in micro-batches of n",
     "step_vs_one_group": "step ÷ plain loop in one pass, one BN group",
     "loader_vs_torchvision": "loader ÷ torchvision's usual transforms",
+    "torchvision": "crops ÷ torchvision's reference",
+    "timm": "crops ÷ timm's default transform",
+    "opencv": "crops ÷ OpenCV, whole and not antialiased",
+    "dali": "crops ÷ DALI on the processor",
+    "pillow": "crops ÷ ours with decoder=pillow",
+    "tar_vs_folders": "ours from an archive ÷ from class folders",
     "tree_vs_ddp": "exchange: fixed tree (exact=true) ÷ DDP",
     "tree_vs_ddp_with_backward": "back-propagation with it: tree ÷ DDP",
     "backward": "back-propagation alone",
@@ -275,6 +301,8 @@ def as_text(facts: Facts) -> str:
     if "exactness" in facts:
         lines.append(f"quantize: {setting['model']}, images {setting['images']}, random weights")
         return "\n".join([*lines, *quantize.as_lines(facts)])
+    if "file_bytes" in facts:
+        return "\n".join([*lines, *data.as_lines(facts), *_spreads("images/s, ours ÷ peer", facts["ratios"])])
     if "overlap" in facts:
         lines.append(
             f"exchange: {facts['gradient_bytes'] / 1e6:,.1f} MB of gradients ({setting['model']}) between "

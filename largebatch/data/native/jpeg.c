@@ -41,7 +41,7 @@ static int read_huffman(Jpeg *jpeg, const u8 *at, int bytes) {
             if (code + at[length] > 1u << length) return 0;
             for (int i = 0; i < at[length]; i++, code++, place++) {
                 int symbol = table->symbols[place];
-                if (table->dc && symbol > 15) return 0;
+                if (table->dc ? symbol > 11 : (symbol & 15) > 10) return 0; /* of 8-bit images; so 27 bits at most */
                 if (length > LOOK) continue;
                 uint32_t filled = entry(table, symbol, length);
                 for (uint32_t low = code << (LOOK - length); low < (code + 1) << (LOOK - length); low++)
@@ -198,12 +198,10 @@ static uint32_t long_code(const Huffman *table, uint32_t next) {
     return 0;
 }
 
-/* Return a symbol's entry, with its bits at hand; 0 where there is no such code. */
-static inline uint32_t next_symbol(Reader *reader, const Huffman *table) {
-    refill(reader); /* always: faster than a branch that is hard to predict */
+/* Return the next symbol's entry, or 0 where there is no such code. 28 bits must be at hand. */
+static inline uint32_t next_symbol(const Reader *reader, const Huffman *table) {
     uint32_t found = table->look[reader->next >> (64 - LOOK)];
-    if (__builtin_expect(!found, 0)) found = long_code(table, (uint32_t)(reader->next >> 48));
-    return found;
+    return __builtin_expect(!found, 0) ? long_code(table, (uint32_t)(reader->next >> 48)) : found;
 }
 
 /* Return the value whose bits follow a symbol's: negative where the first of them is 0. */
@@ -223,12 +221,15 @@ static inline void take(Reader *reader, uint32_t found) {
 static inline int read_block(Bits *bits, const Huffman *dc, const Huffman *ac, int32_t *last, int16_t *block) {
     if (overrun(bits)) return 0;
     Reader reader = bits->reader; /* a copy, which the compiler keeps in registers */
+    refill(&reader);
     uint32_t found = next_symbol(&reader, dc);
     if (!found) return 0;
     *last = (int32_t)((uint32_t)*last + (uint32_t)value_of(&reader, found));
     take(&reader, found);
     if (block) block[0] = (int16_t)*last;
-    for (unsigned k = 1; k < 64;) {
+    /* Bits for two symbols at a time, without looking whether they are needed: that would be hard to predict. */
+    for (unsigned k = 1, odd = 1; k < 64; odd ^= 1) {
+        if (!odd) refill(&reader);
         found = next_symbol(&reader, ac);
         if (!found) return 0;
         k += found >> 24;
