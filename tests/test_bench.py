@@ -206,8 +206,7 @@ def test_mistakes_are_refused(compose, values, words):
         (
             ["exchnge"],
             "bench exchnge is not known: it measures step, loader, exchange, checkpoint, offload, quantize, profile, "
-            "all. "
-            "Did you mean 'exchange'",
+            "data, all. Did you mean 'exchange'",
         ),
     ],
 )
