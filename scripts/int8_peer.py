@@ -34,14 +34,9 @@ def main(run: str, images: int) -> None:
     integers = open_session(type(asked)(**{**vars(asked), "quantized": True}), values, ["device"])
     (subject,), (model,), (ours,) = floats.subjects, floats.models.values(), integers.models.values()
     calibration = torch.cat(list(calibration_images(floats.source, subject.config.seed, images)))
-    said = {
-        name: answers(program, floats.source.validation(floats.cuts))
-        for name, program in {
-            "ours": ours,
-            "peer": peers(model, calibration)["onnxruntime_static"],
-            "floats": model,
-        }.items()
-    }
+    static = peers(model, calibration)["onnxruntime_static"]
+    sides = {"floats": model, "ours": ours, "peer": lambda images: torch.from_numpy(static(images)[0])}
+    said = {name: answers(program, floats.source.validation(floats.cuts)) for name, program in sides.items()}
     lost = {name: compare(said["floats"], said[name]) for name in ("ours", "peer")}
     print(json.dumps({"run": run, "images": images, **lost}, indent=2))
 
