@@ -1,8 +1,8 @@
 """BatchNorm for groups of samples, with what follows it in a residual network, in one pass over memory.
 
-Three Triton kernels do, for every group of n samples, what PyTorch's BatchNorm, an addition and a ReLU do in six: the
-next layer's input is written once, and read once with its gradient on the way back. Sums are added in one fixed order,
-without atomics, so that equal input gives equal bits.
+Two Triton kernels on the way forward and two on the way back do, for all groups at once, what PyTorch's BatchNorm, an
+addition and a ReLU do. The next layer's input is written once. Where no shortcut is added, what the ReLU has cut off is
+computed again rather than read. Sums are added in one fixed order, without atomics: equal input gives equal bits.
 
 Inputs are seen as a matrix of rows (a pixel of a sample) and channels, whichever of the two lies dense in memory.
 """
@@ -80,7 +80,9 @@ def _normalise_kernel(
     if split == 0:
         tl.store(statistics + place, mean, mask=inside)
         tl.store(statistics + half + place, variance, mask=inside)
-    scale = tl.load(weight + channel, mask=inside, other=0).to(WIDE) / tl.sqrt(variance + EPS)
+    # In the words of the gradient's kernels, which must come to the same sign.
+    inverse = 1 / tl.sqrt(variance + EPS)
+    scale = tl.load(weight + channel, mask=inside, other=0).to(WIDE) * inverse
     offset_by = tl.load(bias + channel, mask=inside, other=0).to(WIDE)
     end = tl.minimum((split + 1) * span, rows)
     for begin in range(split * span, end, ROWS):
@@ -98,9 +100,10 @@ def _normalise_kernel(
 
 @triton.jit
 def _gradient_sum_kernel(
-    x, y, dy, statistics, sums,
+    x, y, dy, weight, bias, statistics, sums,
     rows, span, channels, positions, stride_sample, stride_position, stride_channel,
-    EPS: tl.constexpr, RELU: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
+    EPS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Sum dz and dz · x̂ over a span of a group's rows, dz the gradient before the ReLU."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -112,6 +115,8 @@ def _gradient_sum_kernel(
     half = tl.num_programs(2) * channels
     mean = tl.load(statistics + place, mask=inside, other=0)
     inverse = 1 / tl.sqrt(tl.load(statistics + half + place, mask=inside, other=0) + EPS)
+    scale = tl.load(weight + channel, mask=inside, other=0).to(WIDE) * inverse
+    offset_by = tl.load(bias + channel, mask=inside, other=0).to(WIDE)
     first = tl.zeros([ROWS, CHANNELS], WIDE)
     second = tl.zeros([ROWS, CHANNELS], WIDE)
     end = tl.minimum((split + 1) * span, rows)
@@ -120,11 +125,14 @@ def _gradient_sum_kernel(
         here = (row < end)[:, None] & inside[None, :]
         at = column[None, :] + _row_offsets(row, positions, stride_sample, stride_position)[:, None]
         dz = tl.load(dy + at, mask=here, other=0).to(WIDE)
+        centred = tl.load(x + at, mask=here, other=0).to(WIDE) - mean[None, :]
         if RELU:
-            dz = tl.where(tl.load(y + at, mask=here, other=0) <= 0, 0, dz)
-        value = tl.load(x + at, mask=here, other=0).to(WIDE)
+            if RESIDUAL:
+                dz = tl.where(tl.load(y + at, mask=here, other=0) <= 0, 0, dz)
+            else:  # one read less: the same arithmetic again says what the ReLU has cut off
+                dz = tl.where(centred * scale[None, :] + offset_by[None, :] <= 0, 0, dz)
         first += dz
-        second += dz * (value - mean[None, :]) * inverse[None, :]
+        second += dz * centred * inverse[None, :]
     store = sums + (split * tl.num_programs(2) + group) * channels + channel
     tl.store(store, tl.sum(first, 0), mask=inside)
     tl.store(store + tl.num_programs(1) * half, tl.sum(second, 0), mask=inside)
@@ -132,7 +140,7 @@ def _gradient_sum_kernel(
 
 @triton.jit
 def _gradient_kernel(
-    x, y, dy, weight, statistics, sums, dx, dz_out,
+    x, y, dy, weight, bias, statistics, sums, dx, dz_out,
     rows, span, channels, positions, stride_sample, stride_position, stride_channel,
     EPS: tl.constexpr, RESIDUAL: tl.constexpr, RELU: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr, WIDE: tl.constexpr,
@@ -148,6 +156,7 @@ def _gradient_kernel(
     mean = tl.load(statistics + place, mask=inside, other=0)
     inverse = 1 / tl.sqrt(tl.load(statistics + half + place, mask=inside, other=0) + EPS)
     scale = tl.load(weight + channel, mask=inside, other=0).to(WIDE) * inverse
+    offset_by = tl.load(bias + channel, mask=inside, other=0).to(WIDE)
     mean_dz = tl.load(sums + place, mask=inside, other=0) / rows
     slope = tl.load(sums + half + place, mask=inside, other=0) / rows * inverse
     end = tl.minimum((split + 1) * span, rows)
@@ -156,13 +165,15 @@ def _gradient_kernel(
         here = (row < end)[:, None] & inside[None, :]
         at = column[None, :] + _row_offsets(row, positions, stride_sample, stride_position)[:, None]
         dz = tl.load(dy + at, mask=here, other=0).to(WIDE)
+        centred = tl.load(x + at, mask=here, other=0).to(WIDE) - mean[None, :]
         if RELU:
-            dz = tl.where(tl.load(y + at, mask=here, other=0) <= 0, 0, dz)
+            if RESIDUAL:
+                dz = tl.where(tl.load(y + at, mask=here, other=0) <= 0, 0, dz)
+            else:
+                dz = tl.where(centred * scale[None, :] + offset_by[None, :] <= 0, 0, dz)
         if RESIDUAL:
             tl.store(dz_out + at, dz, mask=here)
-        value = tl.load(x + at, mask=here, other=0).to(WIDE)
-        value = scale[None, :] * (dz - mean_dz[None, :] - (value - mean[None, :]) * slope[None, :])
-        tl.store(dx + at, value, mask=here)
+        tl.store(dx + at, scale[None, :] * (dz - mean_dz[None, :] - centred * slope[None, :]), mask=here)
 
 
 @dataclass(frozen=True)
@@ -219,7 +230,7 @@ class _Normalise(torch.autograd.Function):
         _normalise_kernel[plan.grid](
             x, residual, weight, bias, sums, y, statistics, *plan.sizes, **switches, **plan.tile
         )
-        ctx.save_for_backward(x, y if relu else None, weight, statistics)
+        ctx.save_for_backward(x, y if relu and residual is not None else None, weight, bias, statistics)
         ctx.plan, ctx.eps, ctx.relu, ctx.residual = plan, eps, relu, None if residual is None else residual.dtype
         ctx.mark_non_differentiable(statistics)
         return y, statistics
@@ -227,18 +238,20 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, y, weight, statistics = ctx.saved_tensors
+        x, y, weight, bias, statistics = ctx.saved_tensors
         plan = ctx.plan
         dy = dy.contiguous(memory_format=plan.format)
         partial = plan.partial_sums(x)
+        switches = {"EPS": ctx.eps, "RESIDUAL": ctx.residual is not None, "RELU": ctx.relu}
         _gradient_sum_kernel[plan.grid](
-            x, y, dy, statistics, partial, *plan.sizes, EPS=ctx.eps, RELU=ctx.relu, **plan.tile
+            x, y, dy, weight, bias, statistics, partial, *plan.sizes, **switches, **plan.tile
         )
         sums = partial.sum(1)
         dx = torch.empty_like(x)
         dz = torch.empty_like(x, dtype=ctx.residual) if ctx.residual else None
-        switches = {"EPS": ctx.eps, "RESIDUAL": dz is not None, "RELU": ctx.relu}
-        _gradient_kernel[plan.grid](x, y, dy, weight, statistics, sums, dx, dz, *plan.sizes, **switches, **plan.tile)
+        _gradient_kernel[plan.grid](
+            x, y, dy, weight, bias, statistics, sums, dx, dz, *plan.sizes, **switches, **plan.tile
+        )
         of_bias, of_weight = sums.sum(1).to(weight.dtype)
         return dx, dz, of_weight, of_bias, None, None, None
 
