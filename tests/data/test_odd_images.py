@@ -61,11 +61,17 @@ def source_of(data, compose, root, **changes):
 
 
 @pytest.mark.parametrize("what", ODD)
-def test_an_odd_image_trains_and_validates(what, compose, tmp_path):
-    source = source_of(ODD[what](), compose, tmp_path)
-    for batch in (*source.train((epoch, torch.tensor([0])) for epoch in range(5)), *source.validation([range(1)])):
-        assert (batch.corrupt, batch.images.shape) == (0, (1, 3, 32, 32))
-        assert batch.images.isfinite().all()
+def test_an_odd_image_trains_and_validates_alike_whoever_decodes(what, compose, tmp_path):
+    seen = []
+    for decoder in ("native", "pillow"):
+        source = source_of(ODD[what](), compose, tmp_path, decoder=decoder)
+        batches = [*source.train((epoch, torch.tensor([0])) for epoch in range(5)), *source.validation([range(1)])]
+        assert source.decoder == decoder
+        for batch in batches:
+            assert (batch.corrupt, batch.images.shape) == (0, (1, 3, 32, 32))
+            assert batch.images.isfinite().all()
+        seen.append(torch.cat([batch.images for batch in batches]))
+    assert seen[0].equal(seen[1])
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -76,9 +82,12 @@ def test_a_bad_image_is_named_with_archive_and_offset_or_counted(what, compose, 
     named = rf"corrupt image odd.jpg in {tmp_path}/val-0.tar, at byte 512: .+\. Mend or remove the file, or use"
     with pytest.raises(UserError, match=named):
         next(iter(source.validation([range(1)])))
-    source = source_of(data, compose, tmp_path, on_error="skip")
-    (batch,) = source.validation([range(1)])
-    assert batch.corrupt == 1
+    for decoder in ("native", "pillow"):
+        source = source_of(data, compose, tmp_path, on_error="skip", decoder=decoder)
+        (batch,) = source.validation([range(1)])
+        assert batch.corrupt == 1
+        with pytest.raises(UserError, match="no image of this split can be read; the first problem: corrupt image"):
+            next(iter(source.train([(0, torch.tensor([0]))])))
 
 
 @pytest.mark.parametrize("what", ["CMYK", "greyscale", "16-bit PNG", "PNG in disguise", "progressive"])

@@ -25,18 +25,21 @@ def roots(tmp_path_factory):
 
 
 def test_every_layout_trains_and_validates_to_the_same_records_and_weights(roots, compose, tmp_path):
-    """Three iterations; the layouts are read in loader processes in turn with none."""
+    """Three iterations; the layouts are read in loader processes in turn with none, and by both decoders."""
     records, weights = {}, {}
-    for number, layout in enumerate(LAYOUTS):
-        config = compose(*WORDS, f"dataset.root={roots[layout]}", f"loader.workers={number % 2}")
+    decoders = dict.fromkeys(LAYOUTS, "native") | {"pillow": "pillow"}
+    for number, (layout, decoder) in enumerate(decoders.items()):
+        root = roots.get(layout, roots["folders"])
+        config = compose(*WORDS, f"dataset.root={root}", f"loader.workers={number % 2}", f"dataset.decoder={decoder}")
         fit(config, place(config, Hardware(cores=1, gpus=0, mps=False, bf16=False)), tmp_path / layout)
+        assert json.loads((tmp_path / layout / "provenance.json").read_text())["decoder"] == decoder
         lines = [json.loads(line) for line in (tmp_path / layout / "metrics.jsonl").read_text().splitlines()]
         timed = ("time", "seconds", "images_per_second")
         records[layout] = [{key: value for key, value in line.items() if key not in timed} for line in lines]
         weights[layout] = (tmp_path / layout / "model.safetensors").read_bytes()
     assert [line["kind"] for line in records["folders"]].count("epoch") == 1
     assert records["folders"][-1]["iteration"] == 3
-    for layout in LAYOUTS:
+    for layout in decoders:
         assert records[layout] == records["folders"]
         assert weights[layout] == weights["folders"]
 
