@@ -12,7 +12,7 @@ The same network has the same bytes. ``network.json`` holds
     How: ``calibration``, ``images``, ``granularity``, ``bits``, ``reduced`` (whether weights were kept from overflowing
     16 bits), ``keep`` (layers in floats by choice).
 ``image``, ``nodes``
-    The network; tensors are named ``node:tensor`` in ``network.safetensors``.
+    The network, a line a node; tensors are named ``node:tensor`` in ``network.safetensors``.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ def write(directory: Path, network: Network, source: Mapping[str, Any], recipe: 
     Raises:
         OSError: it cannot be written.
     """
-    tensors = {f"{node.name}:{name}": value.contiguous() for node in network for name, value in node.tensors.items()}
+    tensors = {
+        f"{node.name}:{name}": value.clone().contiguous() for node in network for name, value in node.tensors.items()
+    }
     numbers = save(tensors)
     description = {
         "schema": SCHEMA,
@@ -61,8 +63,8 @@ def write(directory: Path, network: Network, source: Mapping[str, Any], recipe: 
         "image": network.image,
         "nodes": [_described(node) for node in network],
     }
-    text = json.dumps(description, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    text = text.replace('{"attributes"', '\n{"attributes"')  # a line a node
+    text = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
+    text = text.replace('{"name":', '\n{"name":')  # a line a node
     directory.mkdir(parents=True, exist_ok=True)
     write_atomically(directory / TENSORS, numbers)
     write_atomically(directory / DESCRIPTION, text.encode())
@@ -75,15 +77,12 @@ def size(directory: Path) -> int:
 
 
 def _described(node: Node) -> dict[str, Any]:
-    output = None if node.output is None else list(asdict(node.output).values())
-    return {
-        "attributes": dict(node.attributes),
-        "inputs": node.inputs,
-        "name": node.name,
-        "operator": node.operator,
-        "output": output,
-        "tensors": list(node.tensors),
-    }
+    facts: dict[str, Any] = {"name": node.name, "operator": node.operator, "inputs": node.inputs}
+    if node.attributes:
+        facts["attributes"] = dict(node.attributes)
+    if node.output is not None:
+        facts["output"] = list(asdict(node.output).values())
+    return facts
 
 
 def read(directory: Path, source: Mapping[str, Any]) -> tuple[Network, dict[str, Any]]:
@@ -121,21 +120,26 @@ def read(directory: Path, source: Mapping[str, Any]) -> tuple[Network, dict[str,
             )
     try:
         tensors = load(numbers)
-        nodes = tuple(_node(one, tensors) for one in description["nodes"])
+        of_nodes: dict[str, dict[str, Tensor]] = {one["name"]: {} for one in description["nodes"]}
+        for name, tensor in tensors.items():
+            node, _, kind = name.rpartition(":")
+            of_nodes[node][kind] = tensor
+        nodes = tuple(_node(one, of_nodes[one["name"]]) for one in description["nodes"])
         return Network(nodes, tuple(description["image"])), description["recipe"]
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not describe a network ({error!r}). {again}") from None
 
 
 def _node(one: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Node:
-    target = one["attributes"].get("target")
+    attributes = one.get("attributes", {})
+    target = attributes.get("target")
     if target is not None and not TARGET.fullmatch(target):
         raise ValueError(f"{target} is no operator")
     return Node(
         name=one["name"],
         operator=one["operator"],
         inputs=tuple(one["inputs"]),
-        output=None if one["output"] is None else Quantization(*one["output"]),
-        attributes=one["attributes"],
-        tensors={name: tensors[f"{one['name']}:{name}"] for name in one["tensors"]},
+        output=Quantization(*one["output"]) if "output" in one else None,
+        attributes=attributes,
+        tensors=tensors,
     )

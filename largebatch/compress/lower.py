@@ -138,7 +138,7 @@ class _Lowering:
         if target in FUNCTIONS and len(node.inputs) == 1:
             return self._lookup(node)
         if target in MOVES and len(node.inputs) == 1:
-            return self._same(node, "move", {key: node.attributes[key] for key in ("target", "arguments", "keywords")})
+            return self._same(node, "move", _call(node))
         ways: dict[str, Callable[[Node], bool]] = {
             ADD: self._add,
             "aten.mul.Tensor": self._multiply,
@@ -294,8 +294,7 @@ class _Lowering:
     def _stay(self, node: Node) -> None:
         """Leave a node in floats."""
         inputs = tuple(self._floats(name) for name in node.inputs)
-        attributes = {key: node.attributes[key] for key in ("target", "arguments", "keywords")}
-        self.nodes[node.name] = replace(node, inputs=inputs, attributes=attributes)
+        self.nodes[node.name] = replace(node, inputs=inputs, attributes=_call(node))
         self.real[node.name] = node.name
 
     def _integers(self, name: str) -> str:
@@ -350,6 +349,11 @@ class _Lowering:
         same = all(self.shapes[name] == attributes["shape"] for name in node.inputs)
         two = len(node.inputs) == 2 and len(attributes["arguments"]) == 2 and not node.tensors
         return attributes["target"] == ADD and two and same and attributes["keywords"].get("alpha", 1) == 1
+
+
+def _call(node: Node) -> dict[str, Any]:
+    """Return what a call of PyTorch's operator takes."""
+    return {key: node.attributes[key] for key in ("target", "arguments", "keywords") if node.attributes[key]}
 
 
 def _is_relu(node: Node) -> bool:

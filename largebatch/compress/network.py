@@ -55,7 +55,7 @@ Attributes by operator:
 ``move``, ``float``
     ``target``, an operator of PyTorch such as ``aten.flatten.using_ints``; ``arguments``, in order, in which
     {"input": i} stands for the i-th input and {"tensor": name} for one of the node's tensors; ``keywords``, a mapping
-    likewise.
+    likewise, where there are any.
 
 Tensors by operator:
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from largebatch.compress.layers import measure_layers, worst_first
@@ -160,8 +161,8 @@ def _in_turns(sides: Mapping[str, Callable[[], Tensor]], images: int, device: st
 
 
 def float_bytes(model: nn.Module) -> int:
-    """Return the bytes of a network's weights and buffers."""
-    return sum(tensor.nbytes for tensor in model.state_dict().values())
+    """Return the bytes of a network's weights and buffers, in such a file as its integers are in."""
+    return len(save({name: tensor.clone().contiguous() for name, tensor in model.state_dict().items()}))
 
 
 def as_text(facts: Mapping[str, Any]) -> str:
