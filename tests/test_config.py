@@ -67,6 +67,10 @@ def test_a_configuration_survives_its_own_record(compose):
         "bn.recompute=true",
         "warmup.epochs=5",  # what null means at 90 epochs
         "schedule.milestones=[30,60,80]",
+        "cuda_graphs=true",
+        "bn.kernel=separate",
+        "exchange.bucket_mb=50",
+        "exchange.static_graph=true",
     ],
 )
 def test_what_does_not_change_the_experiment(compose, override):
@@ -100,6 +104,7 @@ def test_what_does_not_change_the_experiment(compose, override):
         "optimizer.momentum=0.8",
         "optimizer.nesterov=false",
         "optimizer.weight_decay=0",
+        "exchange.compress=bf16",
     ],
 )
 def test_what_changes_the_experiment(compose, override):
@@ -117,6 +122,19 @@ def test_the_resolved_precision_is_part_of_the_experiment(compose):
     assert len(hashes) == 4
     asked = compose("precision=fp32")
     assert asked.experiment_hash("fp32") == compose().experiment_hash("fp32")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("bn.kernel=fussed", "bn.kernel=fussed is not known: .* Did you mean 'fused'?"),
+        ("exchange.bucket_mb=0", "exchange.bucket_mb=0 is out of range: it takes MiB above 0."),
+        ("exchange.compress=fp16", "exchange.compress=fp16 is not known: it takes none, bf16."),
+    ],
+)
+def test_ways_to_compute_that_do_not_exist_are_refused(compose, override, message):
+    with pytest.raises(UserError, match=message):
+        compose(override)
 
 
 def test_unknown_and_missing_keys_are_refused(compose):
