@@ -8,7 +8,7 @@ import math
 import statistics
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, replace
 from io import StringIO
@@ -63,8 +63,7 @@ def time_quantize(
     Returns:
         ``weights``: bytes; ``calibration``: its time over that of the forward passes; ``operators`` that ran, by
         engine; ``exactness`` against the oracle; ``decibels`` of the logits, on a processor without VNNI also of those
-        that would be silently wrong; ``batches``: seconds and ratios of
-        images/s by batch size.
+        that would be silently wrong; ``batches``: seconds and ratios of images/s by batch size.
 
     Raises:
         UserError: no engine for integers can run here.
@@ -89,6 +88,7 @@ def time_quantize(
     logits = {engine.name: engine.load(network)(given) for engine in (Reference(), *engines)}
     if recipe.safe:
         logits["x86_overflowing"] = x86.load_unchecked(careless)(given)
+    sides = _sides(model, network, engines, whole)
     return {
         "processor_has": instructions(),
         "overflows": recipe.safe,
@@ -99,7 +99,7 @@ def time_quantize(
         "float_operators": network.float_operators,
         "exactness": {engine.name: exactness(engine, network, given) for engine in engines},
         "decibels": {name: decibels(exact, one) for name, one in logits.items()},
-        "batches": {batch: _time(model, network, engines, _several(whole, batch), whole, repeats) for batch in batches},
+        "batches": {batch: _time(sides, _several(whole, batch), repeats) for batch in batches},
     }
 
 
@@ -206,10 +206,8 @@ def _wrong_sums(node: Node, given: Quantization, x: Tensor) -> int:
     return int((sums != Step(bare, [raw]).accumulators(x).float()).sum())
 
 
-def _time(
-    model: nn.Module, network: Network, engines: Sequence[Engine], images: Tensor, calibration: Tensor, repeats: int
-) -> Facts:
-    """Time passes over one batch, sides in turn."""
+def _sides(model: nn.Module, network: Network, engines: Sequence[Engine], calibration: Tensor) -> dict[str, Pass]:
+    """Return what takes turns, ours first."""
     sides: dict[str, Pass] = {engine.name: engine.load(network) for engine in engines}
     last = copy.deepcopy(model).to(memory_format=torch.channels_last)
     sides["float32"] = last
@@ -218,15 +216,24 @@ def _time(
         sides["bfloat16"] = lambda given: half(given.bfloat16())
     if OnnxRuntime() in engines and importlib.util.find_spec("onnxscript"):
         sides |= peers(model, calibration)
+    return sides
+
+
+def _time(sides: Mapping[str, Pass], images: Tensor, repeats: int) -> Facts:
+    """Time passes over one batch."""
 
     def turn(side: Pass) -> Callable[[], None]:
-        return torch.inference_mode()(lambda: (side(images), None)[1])
+        @torch.inference_mode()
+        def run() -> None:
+            side(images)
+
+        return run
 
     timings = take_turns({name: Side(turn(side), len(images)) for name, side in sides.items()}, repeats, "quantize")
-    ours = engines[0].name
+    ours, *others = sides
     return {
         "seconds": {name: statistics.median(seconds) for name, seconds in timings.seconds.items()},
-        "ratios": {f"{ours}_vs_{name}": asdict(timings.ratio(ours, name)) for name in sides if name != ours},
+        "ratios": {f"{ours}_vs_{name}": asdict(timings.ratio(ours, name)) for name in others},
     }
 
 
