@@ -178,16 +178,16 @@ def _steps(config: Config, asked: BenchConfig, facts: Facts) -> None:
     configs = [replace(config, k=k, dataset=images) for k in asked.k]
     runs = {one.k: (one, place(one, hardware())) for one in configs}
     first, *others = asked.k
-    names = variants.sides_here(images, runs[first][1].device, asked.sides)
-    if names:
-        measured = variants.time_variants(configs[0], asked.k, names, asked.repeats, asked.iterations)
-        facts["variants"] = variants.as_facts(measured, asked.k)
     facts["setting"]["images"] = f"{images.name} {shape}"
     facts["setting"]["workers_per_pass"] = {f"k{k}": placed.workers_per_pass for k, (_, placed) in runs.items()}
     # First of all: a child's peak of resident memory starts from that of this process.
     for k, run in runs.items():
         facts["memory_bytes"][f"k{k}"] = step.peak_memory(*run)
 
+    names = variants.sides_here(images, runs[first][1].device, asked.sides)
+    if names:
+        measured = variants.time_variants(configs[0], asked.k, names, asked.repeats, asked.iterations)
+        facts["variants"] = variants.as_facts(measured, asked.k)
     against = step.time_against_plain(*runs[first], asked.repeats, asked.iterations)
     speeds = facts["images_per_second"]
     speeds["step"] = against.speed("ours")
