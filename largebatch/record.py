@@ -30,6 +30,8 @@ Files (schema 1):
     ``seconds`` that it took.
 ``evaluations.jsonl``
     A line for each `largebatch eval` of the run, appended; see :mod:`largebatch.evaluation.report`.
+``quantized/``
+    The network in integers, where `largebatch quantize` made one; see :mod:`largebatch.compress.artifact`.
 ``starts.jsonl``
     A line each time that the run began or went on: ``started``, ``host``, ``iteration``, ``processes``, ``devices``,
     ``git``, ``command``.
