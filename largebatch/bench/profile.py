@@ -247,5 +247,7 @@ def as_lines(profile: Mapping[str, Any]) -> list[str]:
     for one in profile["links"]:
         lines.append(f"between {one['between']}: {one['latency_us']:.0f} µs and {one['gbit_per_second']:.1f} Gbit/s")
     loading = profile["loading_images_per_second"]
-    lines.append("nothing is loaded from files" if loading is None else f"loading {loading:,.0f} images/s a GPU")
+    lines.append(
+        "no image files: loading is not measured" if loading is None else f"loading {loading:,.0f} images/s a GPU"
+    )
     return lines
