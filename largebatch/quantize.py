@@ -28,7 +28,8 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
 
     ``network`` (its name), ``directory``, ``recipe``, ``bytes``, ``float_bytes`` and ``size_ratio``, ``processor`` (its
     instructions for bytes), ``may_overflow`` (how many channels could overflow 16 bits, which matters without VNNI),
-    those of :func:`largebatch.compress.report.operators`, and ``notes``. With ``report`` also those of ``compare``,
+    those of :func:`largebatch.compress.report.operators`, ``decibels`` (of the logits of a few training images, over
+    what integers change in them), and ``notes``. With ``report`` also those of ``compare``,
     ``layer_facts`` and ``speed`` there; with ``max_drop`` the ``steps`` of ``within``, and those of ``compare``.
 
     Raises:
@@ -71,6 +72,7 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
         "processor": instructions(),
         "may_overflow": sum(map(len, audit(quantized.network).values())),
         **report.operators(quantized.network, engine, few),
+        "decibels": report.noise(model, engine.load(quantized.network), few),
         **costs,
     }
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from largebatch.compress.layers import measure_layers, worst_first
+from largebatch.compress.layers import decibels, measure_layers, worst_first
 from largebatch.compress.network import Engine, Network
 from largebatch.compress.proof import prove
 from largebatch.compress.quantize import Quantized
@@ -47,6 +47,12 @@ def answers(program: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> An
     """Return what a network says of batches of images."""
     said = [(program(batch.images).argmax(1).cpu(), batch.labels.cpu()) for batch in batches]
     return Answers(*(torch.cat(parts) for parts in zip(*said, strict=True)))
+
+
+@torch.inference_mode()
+def noise(model: nn.Module, program: Callable[[Tensor], Tensor], images: Tensor) -> float:
+    """Return the signal-to-noise ratio of the logits, in dB."""
+    return decibels(model(images), program(images).cpu())
 
 
 def compare(before: Answers, after: Answers) -> dict[str, Any]:
@@ -176,6 +182,7 @@ def as_text(facts: Mapping[str, Any]) -> str:
         ("calibration", f"{recipe['calibration']} of {recipe['images']} training images"),
         ("size", f"{facts['bytes']:,} bytes, {facts['size_ratio']:.3f} of {facts['float_bytes']:,} in floats"),
         ("operators", _operators(facts)),
+        ("logits", f"{facts['decibels']:.1f} dB over their change, on engine={facts['engine']}"),
     ]
     if "error_after" in facts:
         rows += _cost(facts)
