@@ -274,18 +274,24 @@ class ExchangeConfig:
 class ProbeConfig:
     """What is measured of how far k can grow: at a run's start and every ``every`` epochs; null: nothing.
 
+    ``every`` auto: as often as takes 5 % of the run's back-propagations at most; never, where one probe takes more.
     ``steps`` small steps of n samples are followed (null: k of them). The sharpness is that of the mean loss over
     ``batches`` minibatches of n, by ``products`` Hessian-vector products at most. ``layers`` keeps figures by layer.
     """
 
-    every: int | None
+    every: int | str | None
     steps: int | None
     batches: int
     products: int
     layers: bool
 
     def __post_init__(self) -> None:
-        for key in ("every", "batches", "products"):
+        if isinstance(self.every, str):
+            if self.every != "auto":
+                raise UserError(f"probe.every={self.every} is not known: it takes a number of epochs, auto or null.")
+        else:
+            at_least("probe.every", self.every, 1)
+        for key in ("batches", "products"):
             at_least(f"probe.{key}", getattr(self, key), 1)
         if self.steps is not None and self.steps < 2:
             raise UserError(

@@ -332,6 +332,7 @@ class Run:
         progress = Progress(self.total, journey.iteration, self.record.log if self.record else None)
         with Signals() as signals, contextlib.closing(progress):
             if journey.iteration == 0:
+                self._tell_of_probes()
                 self._probe(epoch=0)
                 self.epoch_started = time.monotonic()
             while not status and journey.iteration < self.total:
@@ -426,11 +427,17 @@ class Run:
 
     def _probe(self, epoch: int) -> None:
         """Measure how far k can grow from here, where that is due; the run itself is left as it is."""
-        if self.prober is None or self.config.probe.every is None or epoch % self.config.probe.every:
+        if self.prober is None or self.prober.every is None or epoch % self.prober.every:
             return
         line = self.prober.measure(self.journey.iteration, self.watchdog.watched)
         if self.record:
             add_probe(self.directory, line)
+
+    def _tell_of_probes(self) -> None:
+        if self.record and self.prober and self.config.probe.every == "auto":
+            every = self.prober.every
+            often = f"every {every} epochs" if every else "never: one would take more than 5 % of this run"
+            self.record.log(f"probe.every=auto: {often}")
 
     def _forward(self, images: Tensor) -> None:
         with self.learner.autocast():

@@ -33,6 +33,7 @@ from largebatch.probe.measure import (
     stability_bound,
 )
 
+SHARE = 0.05  # of a run's back-propagations, which probe.every=auto may take
 TOLERANCE = 0.1  # of an eigenvector of the Hessian: about 1 % of the sharpness
 T = TypeVar("T")
 Drawn = tuple[int, Batch]  # the number of a small step, from 0, and its minibatch
@@ -76,6 +77,22 @@ class Prober:
             raise UserError(
                 f"model.name={config.model.name} has no parameter that is trained: there is no gradient to probe."
             )
+
+    @property
+    def every(self) -> int | None:
+        """Epochs between two probes, None for no probe: as asked for, or by what they cost.
+
+        A probe counts 2 · steps − 1 gradients and at most batches · products Hessian-vector products, of two gradients
+        each, against those that one process of the run takes.
+        """
+        asked = self._config.probe
+        if not isinstance(asked.every, str):
+            return asked.every
+        cost = 2 * self._steps - 1 + 2 * asked.batches * asked.products
+        epochs = self._config.epochs
+        run = epochs * self._stream.iterations_per_epoch * self._learner.placement.workers
+        probes = int(SHARE * run / cost)
+        return epochs // probes + 1 if probes else None  # the one at the start is among them
 
     def measure(self, iteration: int, watched: Watched = unwatched) -> dict[str, Any]:
         """Measure after ``iteration`` steps of the run.

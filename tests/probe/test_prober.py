@@ -165,6 +165,17 @@ def test_the_line_is_that_of_the_run_s_own_next_steps(standing):
     assert line["sharpness"] == pytest.approx(sharpness(product, vector, 80, 0.01).value, rel=0.05)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "every"),
+    [(16, None), (17, 18), (32, 33), (33, 17), (680, 17)],  # a probe takes 13 gradients, an epoch 16
+)
+def test_probes_by_cost_take_their_share_at_most(standing, epochs, every):
+    prober, *_ = standing("probe.every=auto", "probe.batches=1", "probe.products=3", f"epochs={epochs}")
+    assert prober.every == every
+    if every:
+        assert (epochs // every + 1) * 13 <= 0.05 * 16 * epochs
+
+
 def test_a_network_that_is_not_trained_has_no_gradient(standing):
     _, learner, source, _ = standing()
     learner.model.requires_grad_(False)
