@@ -13,7 +13,7 @@ from largebatch.config import Config
 # Waiting threads that spin would take the cores from the processes that other tests have started.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Triton asks this when it is imported: without a GPU its interpreter runs the kernels.
-if not Path("/proc/driver/nvidia").exists():
+if not (Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia").exists()):
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # A shell starts what runs in the background with SIGINT ignored, and so would every process that a test starts.
