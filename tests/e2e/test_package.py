@@ -56,6 +56,13 @@ def test_report_finds_its_templates_plot_the_published_points_and_predict_its_pr
     assert "Tesla P100" in run(installed / "largebatch", "predict", cwd=tmp_path)
 
 
+def test_the_decoder_in_c_is_compiled_from_the_wheel(installed, tmp_path):
+    program = "from largebatch.data import native; native.load(); print(native.HERE)"
+    where = run(installed / "python", "-c", program, cwd=tmp_path, LARGEBATCH_CACHE=str(tmp_path))
+    assert where.startswith(str(installed.parent))
+    assert len([*tmp_path.glob("jpeg-*.so")]) == 1
+
+
 def test_a_submission_finds_its_batch_script(installed, tmp_path):
     script = run(installed / "largebatch", "train", "launcher=slurm", "launcher.dry_run=true", cwd=tmp_path)
     assert f"rank {installed / 'python'} -m largebatch sweep run" in script
