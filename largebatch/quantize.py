@@ -22,6 +22,8 @@ from largebatch.evaluation.session import Session, open_session
 from largebatch.evaluation.subject import integers_of
 from largebatch.files import write_atomically
 
+GOOD = 30  # dB of the logits
+
 
 def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
     """Quantize, write, and return
@@ -59,6 +61,12 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
     recipe |= {"reduced": safe, "keep": list(quantized.recipe.keep)}
     directory, source = integers_of(subject)
     directory = Path(asked.out) if asked.out else directory
+    noise = report.noise(model, engine.load(quantized.network), few)
+    if noise < GOOD:
+        costs["notes"].append(
+            f"The logits stand only {noise:.1f} dB above what integers change in them, and {GOOD} are usual: look at "
+            "what that costs with report=true; max_drop= keeps the worst layers in floats."
+        )
     size, floats = write(directory, quantized.network, source, recipe), report.float_bytes(model)
     if asked.export == "onnx":
         _export(directory / "network.onnx", quantized.network)
@@ -72,7 +80,7 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
         "processor": instructions(),
         "may_overflow": sum(map(len, audit(quantized.network).values())),
         **report.operators(quantized.network, engine, few),
-        "decibels": report.noise(model, engine.load(quantized.network), few),
+        "decibels": noise,
         **costs,
     }
 

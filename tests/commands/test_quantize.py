@@ -99,6 +99,9 @@ def test_the_same_bytes_again(made, run, call):
 
 def test_layers_are_kept_in_floats_until_the_drop_is_met(run, facts):
     words = ("bits=2", "images=64", "threads=1", "device=cpu", "engine=reference")
+    coarse = facts("quantize", f"run={run}", *words)
+    assert coarse["decibels"] < 20
+    assert "dB above what integers change in them, and 30 are usual" in coarse["notes"][0]
     found = facts("quantize", f"run={run}", "max_drop=3", *words)
     drops = [step["top1_drop"] for step in found["steps"]]
     assert drops[0] > 3 >= drops[-1] == found["top1_drop"]
