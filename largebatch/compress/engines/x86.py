@@ -20,6 +20,10 @@ from largebatch.compress.engines.plain import Step, program
 from largebatch.compress.network import Network, Node, Program, Quantization
 from largebatch.compress.saturation import refuse_overflow, saturates
 
+# Kernels want their weights in an order that depends on the shape of the images, and would bring another one into it in
+# every pass, slowly. A set has batches of two sizes: the last one is another.
+PACKED = functools.lru_cache(maxsize=2)
+
 
 @dataclass(frozen=True)
 class X86:
@@ -106,21 +110,25 @@ def convolution(node: Node, given: Sequence[Quantization], spent: bool = False) 
     output, of_x, how = node.output, given[0], node.attributes
     scale, zeros, bias = _weights(node, of_x)
     shape = (list(how["stride"]), list(how["padding"]), list(how["dilation"]), how["groups"])
-    packed = torch.ops.onednn.qconv_prepack(node.tensors["weight"], scale, of_x.scale, of_x.zero_point, *shape, None)
-    weights = (packed, scale, zeros)
+    read = (of_x.scale, of_x.zero_point)
     *to, after = _ending(output)
 
+    @PACKED
+    def packed(size: torch.Size) -> Tensor:
+        weight: Tensor = torch.ops.onednn.qconv_prepack(node.tensors["weight"], scale, *read, *shape, list(size))
+        return weight
+
     def alone(x: Tensor) -> Tensor:
-        y = torch.ops.onednn.qconv2d_pointwise(
-            x, of_x.scale, of_x.zero_point, *weights, bias, *shape, *to, after, [], ""
-        )
+        weights = (packed(x.shape), scale, zeros)
+        y = torch.ops.onednn.qconv2d_pointwise(x, *read, *weights, bias, *shape, *to, after, [], "")
         return _clipped(y, output)
 
     def added(x: Tensor, r: Tensor) -> Tensor:
         onto = (r if spent else r.clone()).contiguous(memory_format=torch.channels_last)
-        read = (given[1].scale, given[1].zero_point)
+        weights = (packed(x.shape), scale, zeros)
+        of_r = (given[1].scale, given[1].zero_point)
         y = torch.ops.onednn.qconv2d_pointwise.binary(
-            x, of_x.scale, of_x.zero_point, *weights, onto, bias, *shape, *to, *read, "sum", 1.0, after, [], ""
+            x, *read, *weights, onto, bias, *shape, *to, *of_r, "sum", 1.0, after, [], ""
         )
         return _clipped(y, output)
 
@@ -131,11 +139,15 @@ def product(node: Node, given: Sequence[Quantization]) -> Step:
     """Return a matrix product, from bytes to bytes or to float32."""
     output, of_x = node.output, given[0]
     scale, zeros, bias = _weights(node, of_x)
-    packed = torch.ops.onednn.qlinear_prepack(node.tensors["weight"], None)
+
+    @PACKED
+    def packed(size: torch.Size) -> Tensor:
+        weight: Tensor = torch.ops.onednn.qlinear_prepack(node.tensors["weight"], list(size))
+        return weight
 
     def multiplied(x: Tensor, to: Quantization | None) -> Tensor:
         y = torch.ops.onednn.qlinear_pointwise(
-            x, of_x.scale, of_x.zero_point, packed, scale, zeros, bias, *_ending(to), [], ""
+            x, of_x.scale, of_x.zero_point, packed(x.shape), scale, zeros, bias, *_ending(to), [], ""
         )
         return _clipped(y, to)
 
