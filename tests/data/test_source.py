@@ -67,6 +67,29 @@ def test_loader_processes_do_not_change_what_is_read(folder):
     assert len(seen) == 48  # another crop in the second epoch
 
 
+def test_training_images_as_validation_sees_its_own(folder, tree):
+    indices = [torch.tensor([5, 0, 23]), torch.tensor([7])]
+    plain = [batch.images for batch in opened(folder).plain(indices)]
+    again = [batch.images for batch in opened(folder, seed=9).plain(indices)]  # no seed draws anything
+    assert [len(images) for images in plain] == [3, 1]
+    assert all(one.equal(other) for one, other in zip(plain, again, strict=True))
+    path = sorted((tree / "train").glob("*/*"))[7]
+    pixels = pil_to_tensor(center_crop(resize(Image.open(path).convert("RGB"), [40]), [32, 32]))
+    expected = (pixels.double() / 255 - torch.tensor(folder.mean).view(3, 1, 1)) / torch.tensor(folder.std).view(
+        3, 1, 1
+    )
+    torch.testing.assert_close(plain[1][0], expected, rtol=1e-6, atol=1e-6)
+
+
+def test_small_training_images_without_augmentation(compose):
+    source = opened(compose("dataset=digits").dataset)
+    (plain,) = source.plain([torch.arange(9)])
+    (augmented,) = source.train([(0, torch.arange(9))])
+    assert plain.labels.equal(augmented.labels)
+    assert not plain.images.equal(augmented.images)
+    assert plain.images.equal(next(opened(compose("dataset=digits").dataset, seed=8).plain([torch.arange(9)])).images)
+
+
 def test_processes_share_what_one_process_reads(folder):
     """Of every iteration's four workers' samples, process 0 of 2 reads the first half, process 1 the second."""
     alone = together(epoch_of(opened(folder)))[0].view(2, 2, 6, 3, 32, 32)
