@@ -32,7 +32,8 @@ def mistake(monkeypatch, capsys, tmp_path):
         out, err = capsys.readouterr()
         assert end.value.code == 2, err
         assert out == ""
-        (line,) = (line for line in err.splitlines() if not line.startswith(("── ", "dataset=")))  # an arm, a layout
+        before = ("── ", "dataset=", "dataset.decoder=")  # an arm, a layout, a decoder
+        (line,) = (line for line in err.splitlines() if not line.startswith(before))
         assert line.startswith("largebatch: ")
         assert not list(here.iterdir())
         return line.removeprefix("largebatch: ")
