@@ -65,9 +65,22 @@ class EvalConfig:
     @classmethod
     def of(cls, run: str | None, state_file: str | None, weights: str) -> EvalConfig:
         """Return a plain evaluation of one network."""
-        nothing = {"budget": None, "batch": None, "fold_bn": False, "compare": False, "plan": False}
-        usual = {"offload": "none", "groups": "bytes", "prefetch": True, "batches_per_load": 1}
-        return cls(run, (), state_file, weights, combine="probabilities", **usual, **nothing)  # type: ignore[arg-type]
+        return cls(
+            run=run,
+            runs=(),
+            state_file=state_file,
+            weights=weights,
+            offload="none",
+            budget=None,
+            groups="bytes",
+            prefetch=True,
+            batches_per_load=1,
+            fold_bn=False,
+            batch=None,
+            combine="probabilities",
+            compare=False,
+            plan=False,
+        )
 
     def __post_init__(self) -> None:
         one_of("offload", self.offload, MODES)
@@ -79,11 +92,13 @@ class EvalConfig:
         if self.quantized and (self.fold_bn or self.state_file):
             other = "fold_bn=true: in integers BatchNorm is folded already" if self.fold_bn else "state_file="
             raise UserError(f"quantized=true is of recorded runs, and cannot be given with {other}.")
-        if self.engine not in ("auto", "reference") and (self.offload != "none" or not self.quantized):
-            what = (
-                f"offload={self.offload}, which engine=reference computes" if self.quantized else "quantized=true alone"
+        if self.engine != "auto" and not self.quantized:
+            raise UserError(f"engine={self.engine} computes integers: it goes with quantized=true.")
+        if self.engine not in ("auto", "reference") and self.offload != "none":
+            raise UserError(
+                f"engine={self.engine} has its weights where it wants them: with offload={self.offload} take "
+                "engine=reference."
             )
-            raise UserError(f"engine={self.engine} goes with quantized=true and offload=none, not with {what}.")
         asked = [key for key in ("run", "runs", "state_file") if getattr(self, key)]
         if len(asked) != 1:
             given = f"{' and '.join(asked)} were given together" if asked else "nothing was named to evaluate"
