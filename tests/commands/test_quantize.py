@@ -12,6 +12,9 @@ from safetensors.torch import load_file, save_file
 from largebatch import cli
 
 
+REST = {"report": False, "max_drop": None, "export": None, "out": None}
+
+
 @pytest.fixture
 def call(monkeypatch, capsys):
     """Return a function that runs ``largebatch``: exit status, output and what was said."""
@@ -45,25 +48,16 @@ def run(digits_runs, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def made(digits_runs, tmp_path_factory):
+def made(digits_runs, compose, tmp_path_factory):
     """Return a run that has been quantized, for tests that only read it."""
     from largebatch.compress.config import QuantizeConfig
     from largebatch.quantize import quantize_session
 
     directory = shutil.copytree(digits_runs / "seed0", tmp_path_factory.mktemp("made") / "run")
-    values = {**composed(), "threads": 1, "device": "cpu"}
+    values = {**compose().to_mapping(), "threads": 1, "device": "cpu"}
     asked = QuantizeConfig(str(directory), None, "last", "minmax", 64, "per_channel", 8, "auto", "auto", **REST)
     quantize_session(asked, values, ["device"])
     return directory
-
-
-REST = {"report": False, "max_drop": None, "export": None, "out": None}
-
-
-def composed():
-    from conftest import config_of
-
-    return config_of().to_mapping()
 
 
 def test_a_run_in_integers_and_what_it_costs(run, facts):
