@@ -11,7 +11,6 @@ from safetensors.torch import load_file, save_file
 
 from largebatch import cli
 
-
 REST = {"report": False, "max_drop": None, "export": None, "out": None}
 
 
