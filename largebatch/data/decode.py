@@ -28,9 +28,9 @@ def choose_decoder(config: DatasetConfig) -> tuple[str, str]:
         if config.decoder == "native":
             raise UserError(
                 f"dataset.decoder=native is not to be had: {error}. dataset.decoder=auto takes Pillow then: the same "
-                "pixels, in three times the time."
+                "pixels, in twice the time."
             ) from None
-        return "pillow", f"dataset.decoder=auto: images are decoded by Pillow, three times slower, because {error}"
+        return "pillow", f"dataset.decoder=auto: images are decoded by Pillow, at half the speed, because {error}"
     return "native", f"dataset.decoder={config.decoder}: training crops are decoded natively, to the pixels of Pillow"
 
 

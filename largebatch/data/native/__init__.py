@@ -1,4 +1,4 @@
-"""The decoder in C that lies beside this file: crops of JPEGs as Pillow makes them, in a fraction of the time.
+"""The decoder in C that lies beside this file: crops of JPEGs as Pillow makes them, in half the time.
 
 It is compiled once, by the machine's C compiler, into the directory of caches, and called without Python's lock. Before
 it is used it must agree with the Pillow that is installed, bit for bit, on photographs' kinds of JPEG. What it refuses
