@@ -15,7 +15,7 @@ from torchvision.transforms import functional
 
 from largebatch.config import UserError
 from largebatch.data import native
-from largebatch.data.decode import choose_decoder, decode
+from largebatch.data.decode import DAMAGE, choose_decoder, decode
 
 
 def jpeg(image, **options):
@@ -77,6 +77,15 @@ def patched(data, at, value):
     return data[:at] + bytes([value]) + data[at + 1 :]
 
 
+def with_a_code_of_ones(data):
+    """Add a code to the first Huffman table, the one that the format forbids."""
+    at = data.index(b"\xff\xc4")
+    end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    longer = data[at:end] + b"\x0b"  # a symbol more, whose code has nine bits
+    longer = patched(patched(longer, 3, longer[3] + 1), 13, longer[13] + 1)
+    return data[:at] + longer + data[end:]
+
+
 REFUSED = {
     "nothing": lambda: b"",
     "no image": lambda: b"<html>not found</html>",
@@ -89,12 +98,22 @@ REFUSED = {
     "a header that is cut short": lambda: jpeg(picture())[:300] + b"\xff\xd9",
     "12 bits": lambda: (lambda data: patched(data, data.index(b"\xff\xc0") + 4, 12))(jpeg(picture())),
     "other sampling": lambda: (lambda data: patched(data, data.index(b"\xff\xc0") + 11, 0x41))(jpeg(picture())),
+    "no sampling": lambda: (lambda data: patched(data, data.index(b"\xff\xc0") + 11, 0))(jpeg(picture().convert("L"))),
+    "a code of ones alone": lambda: with_a_code_of_ones(jpeg(picture())),
 }
+# Else a damaged file would be an image here, and none where Pillow decodes.
+REFUSED_BY_PILLOW = ("nothing", "no image", "cut short", "12 bits", "no sampling", "a code of ones alone")
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_what_is_not_customary_is_left_to_pillow(kind):
     assert native.size(REFUSED[kind]()) is None
+
+
+@pytest.mark.parametrize("kind", REFUSED_BY_PILLOW)
+def test_pillow_refuses_damage_too(kind):
+    with pytest.raises(DAMAGE):
+        decode(REFUSED[kind]())
 
 
 def test_what_is_damaged_where_it_is_read_is_refused_and_elsewhere_not_seen():

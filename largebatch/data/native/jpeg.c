@@ -38,7 +38,7 @@ static int read_huffman(Jpeg *jpeg, const u8 *at, int bytes) {
         uint32_t code = 0;
         for (int length = 1, place = 0; length <= 16; length++, code <<= 1) {
             table->first[length] = place - (int32_t)code;
-            if (code + at[length] > 1u << length) return 0;
+            if (code + at[length] >= 1u << length) return 0; /* no code is of ones alone */
             for (int i = 0; i < at[length]; i++, code++, place++) {
                 int symbol = table->symbols[place];
                 if (table->dc ? symbol > 11 : (symbol & 15) > 10) return 0; /* of 8-bit images; so 27 bits at most */
@@ -65,7 +65,8 @@ static int read_frame(Jpeg *jpeg, const u8 *at, int bytes) {
         jpeg->component[i] = (Component){.id = its[0], .across = its[1] >> 4, .down = its[1] & 15, .table = its[2]};
     }
     Component *one = jpeg->component;
-    if (jpeg->components == 1) { /* a scan of one component has no sampling */
+    if (jpeg->components == 1) { /* a scan of one component has no sampling, but what is written must be known */
+        if (one->across < 1 || one->across > 4 || one->down < 1 || one->down > 4) return 0;
         one->across = one->down = 1;
     } else {
         for (int i = 1; i < 3; i++)
