@@ -20,7 +20,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from largebatch.config import Fault, UserError
-from largebatch.data.decode import DAMAGE, decode
+from largebatch.data.decode import DAMAGE, FORMATS, decode
 from largebatch.data.files import Split
 from largebatch.data.layouts import Opened
 
@@ -124,7 +124,7 @@ def look(split: Split, images: int, processes: int) -> list[Look]:
 def _look(split: Split, index: int) -> Look | None:
     try:
         data = split.read(index)
-        with Image.open(BytesIO(data)) as image:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
             return Look(f"{image.format} {image.mode}", image.width, image.height, len(data))
     except UserError:
         raise

@@ -11,6 +11,8 @@ from largebatch.data import native
 
 # What Pillow's decoders raise on damaged files, and on absurd sizes.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+# What images of data sets are. Pillow knows more, and hands PostScript to a program of its own, Ghostscript.
+FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000")
 _LARGEST = 2**27  # pixels of an image, also after its shorter side was resized
 
 
@@ -40,7 +42,7 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         One of ``DAMAGE``: it cannot be decoded.
     """
-    with Image.open(BytesIO(data)) as file:
+    with Image.open(BytesIO(data), formats=FORMATS) as file:
         if file.mode.startswith("I;16"):  # which Pillow would clip at 255
             return file.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
         if file.mode == "P" and "transparency" in file.info:

@@ -98,6 +98,11 @@ def test_an_odd_image_looks_like_the_photograph(what):
     assert np.abs(np.asarray(image.convert("L"), dtype=float) - grey).mean() < 5
 
 
+def test_postscript_is_no_image_and_never_interpreted():
+    with pytest.raises(OSError, match="cannot identify image file"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
+
+
 def test_an_image_that_would_fill_the_memory_when_resized_is_corrupt(compose, tmp_path):
     check_resized(20_000, 200, 256)
     with pytest.raises(ValueError, match=r"20000×1 pixels, too long to have its shorter side resized to 256"):
