@@ -172,8 +172,28 @@ def test_without_a_compiler_pillow_decodes_and_the_line_says_why(files, unloaded
     with pytest.raises(UserError, match=r"native is not to be had: there is no C compiler: install gcc or clang\."):
         choose_decoder(files("native"))
     monkeypatch.setenv("CC", "/bin/false")
-    with pytest.raises(native.Unavailable, match="/bin/false cannot compile it: exit status 1"):
+    with pytest.raises(
+        native.Unavailable, match="/bin/false cannot compile it, as GCC 12 and Clang can: exit status 1"
+    ):
         native.load()
+
+
+def test_of_what_a_compiler_says_the_error_is_told(monkeypatch, unloaded, tmp_path):
+    compiler = tmp_path / "old"
+    compiler.write_text("#!/bin/sh\necho \"$1: In function 'transpose'\njpeg.c:260: error: too old\" >&2; exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("LARGEBATCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", f"{compiler} --fast")
+    with pytest.raises(native.Unavailable, match=r"old cannot compile it, .*can: jpeg\.c:260: error: too old"):
+        native.load()
+
+
+def test_what_another_system_compiled_is_left_to_pillow(files, unloaded, monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "_compiled", lambda: tmp_path / "jpeg.so")
+    (tmp_path / "jpeg.so").write_bytes(b"\x7fELF of another system")
+    chosen, line = choose_decoder(files("auto"))
+    assert chosen == "pillow"
+    assert "it cannot be loaded" in line
 
 
 def test_a_pillow_that_resizes_otherwise_is_noticed(files, unloaded, monkeypatch):

@@ -11,6 +11,8 @@ import ctypes
 import functools
 import hashlib
 import os
+import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -42,7 +44,13 @@ def load() -> ctypes.CDLL:
     Raises:
         Unavailable: there is no C compiler, its output cannot be kept, or Pillow decodes otherwise.
     """
-    library = ctypes.CDLL(str(_compiled()))
+    path = _compiled()
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:  # a directory of caches that may not be run from, or that other systems share
+        raise Unavailable(
+            f"it cannot be loaded ({error}): set LARGEBATCH_CACHE to a directory of this machine"
+        ) from None
     library.jpeg_size.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int)]
     library.jpeg_crop.argtypes = [
         *(ctypes.c_char_p, ctypes.c_size_t, ctypes.POINTER(ctypes.c_int), ctypes.c_int, ctypes.c_int),
@@ -82,12 +90,14 @@ def _crop_into(library: ctypes.CDLL, out: Tensor, data: bytes, box: Box, mirrore
 
 
 def _compiled() -> Path:
-    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
+    found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "")
+    compiler = shlex.split(os.environ.get("CC") or found)  # CC may be "ccache gcc"
+    if not compiler:
         raise Unavailable("there is no C compiler: install gcc or clang")
     # Pillow's weights are computed without fused multiply-add.
-    command = [compiler, "-std=gnu11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", *_instructions()]
-    content = b"\0".join([*(path.read_bytes() for path in sorted(HERE.glob("*.[ch]"))), *map(os.fsencode, command)])
+    command = [*compiler, "-std=gnu11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", *_instructions()]
+    words = [*command, platform.machine()]
+    content = b"\0".join([*(path.read_bytes() for path in sorted(HERE.glob("*.[ch]"))), *map(os.fsencode, words)])
     directory = cache_directory()
     library = directory / f"jpeg-{hashlib.sha256(content).hexdigest()[:16]}.so"
     if library.exists():
@@ -112,8 +122,9 @@ def _instructions() -> Sequence[str]:
 def _run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        first = next(iter(done.stderr.splitlines()), f"exit status {done.returncode}")
-        raise Unavailable(f"{command[0]} cannot compile it: {first}")
+        lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+        first = lines[0] if lines else f"exit status {done.returncode}"
+        raise Unavailable(f"{command[0]} cannot compile it, as GCC 12 and Clang can: {first}")
 
 
 def _check_agreement(library: ctypes.CDLL) -> None:
