@@ -12,6 +12,7 @@ from largebatch.compress import report
 from largebatch.compress.artifact import write
 from largebatch.compress.choose import choose, must_avoid_overflow
 from largebatch.compress.config import QuantizeConfig
+from largebatch.compress.engines.onnxruntime import OnnxRuntime
 from largebatch.compress.lower import Recipe
 from largebatch.compress.network import Engine, Network
 from largebatch.compress.quantize import BATCH, Quantized, calibration_images, quantize
@@ -38,6 +39,8 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
         UserError: what was named cannot be had, or cannot be quantized.
         Fault: what should compute in integers does not.
     """
+    if asked.export == "onnx" and (reason := OnnxRuntime().available()):
+        raise UserError(reason.replace("engine=onnxruntime", "export=onnx"))
     session = open_session(EvalConfig.of(asked.run, asked.state_file, asked.weights), values, given)
     (subject,), (model,) = session.subjects, session.models.values()
     if subject.run is not None and subject.run.status == "diverged" and asked.weights == "last":
@@ -47,7 +50,7 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
         )
     engine, model = choose(asked.engine, session.placement.device), model.float()
     data, seed = subject.config.dataset, subject.config.seed
-    safe = must_avoid_overflow() if asked.reduce_range == "auto" else asked.reduce_range == "true"
+    safe = asked.reduces(must_avoid_overflow)
     quantized = quantize(
         model,
         (data.channels, data.height, data.width),
@@ -94,7 +97,7 @@ def _costs(
         return quantized, facts
     device = session.world.device
     model.to(device)
-    before = report.answers(lambda images: model(images.float()), session.source.validation(session.cuts))
+    before = report.answers(model, session.source.validation(session.cuts))
     model.to("cpu")
 
     def compare(network: Network) -> dict[str, Any]:
@@ -113,10 +116,6 @@ def _costs(
 
 
 def _export(path: Path, network: Network) -> None:
-    from largebatch.compress.engines.onnxruntime import OnnxRuntime
-
-    if reason := OnnxRuntime().available():
-        raise UserError(reason.replace("engine=onnxruntime", "export=onnx"))
     from largebatch.compress.engines.graph import as_onnx
 
     write_atomically(path, as_onnx(network).SerializeToString())

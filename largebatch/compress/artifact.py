@@ -19,24 +19,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from largebatch.compress.network import Network, Node, Quantization
+from largebatch.compress.network import HEAVY, IMAGES, INTEGER, Network, Node, Quantization
 from largebatch.compress.reference import PYTHON
 from largebatch.config import UserError
 from largebatch.files import write_atomically
 
 SCHEMA = 1
 DESCRIPTION, TENSORS = "network.json", "network.safetensors"
-TARGET = re.compile(rf"aten\.[a-z]\w*\.[a-zA-Z]\w*|operator\.({'|'.join(PYTHON)})")
+# No operator that opens files.
+TARGET = re.compile(rf"aten\.(?!from_file\.)[a-z]\w*\.[a-zA-Z]\w*|operator\.({'|'.join(PYTHON)})")
 
 
 def sha256(path: Path) -> str:
@@ -104,19 +107,20 @@ def read(directory: Path, source: Mapping[str, Any]) -> tuple[Network, dict[str,
         raise UserError(
             f"{directory} holds no network in integers: make it first, with `largebatch quantize run=…`."
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}). {again}") from None
     if not isinstance(description, dict) or description.get("schema") != SCHEMA:
         found = description.get("schema") if isinstance(description, dict) else None
         raise UserError(f"{path} has schema {found}, and this version of largebatch reads {SCHEMA}. {again}")
-    if hashlib.sha256(numbers).hexdigest() != description["tensors_sha256"]:
+    if hashlib.sha256(numbers).hexdigest() != description.get("tensors_sha256"):
         raise UserError(f"{directory / TENSORS} is not what {DESCRIPTION} was written with: it is damaged. {again}")
+    made_of = description.get("source")
     for key, value in source.items():
-        if description["source"].get(key) != value:
+        was = made_of.get(key) if isinstance(made_of, dict) else None
+        if was != value:
             what = {"weights_sha256": "weights", "model": "model"}.get(key, key)
             raise UserError(
-                f"{directory} was made of another {what} than the run has ({key} {description['source'].get(key)}, and "
-                f"here {value}). {again}"
+                f"{directory} was made of another {what} than the run has ({key} {was}, and here {value}). {again}"
             )
     try:
         tensors = load(numbers)
@@ -125,9 +129,47 @@ def read(directory: Path, source: Mapping[str, Any]) -> tuple[Network, dict[str,
             node, _, kind = name.rpartition(":")
             of_nodes[node][kind] = tensor
         nodes = tuple(_node(one, of_nodes[one["name"]]) for one in description["nodes"])
-        return Network(nodes, tuple(description["image"])), description["recipe"]
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        channels, height, width = description["image"]
+        network = Network(nodes, (channels, height, width))
+        _check(network)
+        return network, description["recipe"]
+    except (SafetensorError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} does not describe a network ({error!r}). {again}") from None
+
+
+def _check(network: Network) -> None:
+    """Raise :class:`ValueError` or :class:`KeyError` where an engine would read beyond a tensor, or a node before it.
+
+    Engines trust what they are given: a bias that is too short is read beyond its end, and nothing says so.
+    """
+    read: dict[str, Quantization | None] = {IMAGES: None}
+    for node in network:
+        given = [read[name] for name in node.inputs]
+        if node.operator in (*INTEGER, "dequantize") and (not given or None in given):
+            raise ValueError(f"{node.name} does not take integers")
+        if node.operator not in (*INTEGER, "quantize", "dequantize", "float") or node.name in read:
+            raise ValueError(f"{node.name} is {node.operator}, or there twice")
+        shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in node.tensors.items()}
+        if node.operator in HEAVY:
+            weight = node.tensors["weight"]
+            outputs = (len(weight),)
+            wanted = {
+                "weight": (torch.int8, tuple(weight.shape)),
+                "weight_scale": (torch.float32, outputs),
+                "bias": (torch.int32, outputs),
+            }
+            if shapes != wanted or weight.dim() != {"conv": 4, "linear": 2}[node.operator]:
+                raise ValueError(f"{node.name} has tensors of other shapes or types")
+        if node.operator == "lookup" and shapes != {"table": (torch.uint8, (256,))}:
+            raise ValueError(f"{node.name} has no table of 256 bytes")
+        out = node.output
+        if out is not None and not (
+            0 < out.scale < math.inf and 0 <= out.low <= out.high <= 255 >= out.zero_point >= 0
+        ):
+            raise ValueError(f"{node.name} has integers that are no bytes")
+        read[node.name] = out
+    if not network.nodes or network.nodes[-1].output is not None:
+        raise ValueError("it does not end in logits")
 
 
 def _node(one: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Node:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from largebatch.config import UserError, at_least, one_of
@@ -34,7 +35,7 @@ class QuantizeConfig:
     granularity: str
     bits: int
     engine: str
-    reduce_range: str
+    reduce_range: bool | str
     report: bool
     max_drop: float | None
     export: str | None
@@ -44,7 +45,7 @@ class QuantizeConfig:
         one_of("calibration", self.calibration, CALIBRATIONS)
         one_of("granularity", self.granularity, GRANULARITIES)
         one_of("engine", self.engine, ENGINES)
-        one_of("reduce_range", self.reduce_range, REDUCTIONS)
+        one_of("reduce_range", str(self.reduce_range).lower(), REDUCTIONS)
         at_least("images", self.images, 1)
         if not 2 <= self.bits <= 8:
             raise UserError(f"bits={self.bits} is not possible: integers have 2 to 8 bits.")
@@ -60,3 +61,8 @@ class QuantizeConfig:
             )
         if self.state_file and not self.out:
             raise UserError("state_file= belongs to no run: say where the integers are written with out=DIRECTORY.")
+
+    def reduces(self, needed: Callable[[], bool]) -> bool:
+        """Return whether weights are kept from overflowing 16 bits; ``needed`` says what auto comes to here."""
+        wanted = str(self.reduce_range).lower()
+        return needed() if wanted == "auto" else wanted == "true"

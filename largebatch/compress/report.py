@@ -44,8 +44,8 @@ class Answers:
 
 @torch.inference_mode()
 def answers(program: Callable[[Tensor], Tensor], batches: Iterable[Batch]) -> Answers:
-    """Return what a network says of batches of images."""
-    said = [(program(batch.images).argmax(1).cpu(), batch.labels.cpu()) for batch in batches]
+    """Return what a network says of batches of images, which it takes in float32."""
+    said = [(program(batch.images.float()).argmax(1).cpu(), batch.labels.cpu()) for batch in batches]
     return Answers(*(torch.cat(parts) for parts in zip(*said, strict=True)))
 
 

@@ -1,5 +1,6 @@
 """`largebatch quantize` on recorded runs, and `largebatch eval quantized=true` of what it makes."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -92,7 +93,8 @@ def test_the_same_bytes_again(made, run, call):
 
 def test_layers_are_kept_in_floats_until_the_drop_is_met(run, facts):
     words = ("bits=2", "images=64", "threads=1", "device=cpu", "engine=reference")
-    coarse = facts("quantize", f"run={run}", *words)
+    coarse = facts("quantize", f"run={run}", "reduce_range=true", *words)
+    assert coarse["recipe"]["reduced"]
     assert coarse["decibels"] < 20
     assert "dB above what integers change in them, and 30 are usual" in coarse["notes"][0]
     found = facts("quantize", f"run={run}", "max_drop=3", *words)
@@ -119,6 +121,7 @@ def refused(call, *words):
         (["max_drop=-1"], "max_drop=-1.0 is not a number of points"),
         (["engine=tpu"], "engine=tpu is not known: it takes auto, reference, x86, onnxruntime, cuda."),
         (["export=tflite"], "export=tflite is not known: it takes onnx."),
+        (["reduce_range=maybe"], "reduce_range=maybe is not known: it takes auto, true, false."),
         (["k=4"], "k= cannot be given beside a recorded run"),
         (["state_file=w.safetensors"], "both were given: it takes one of run=DIR"),
     ],
@@ -152,6 +155,9 @@ def test_an_extra_that_is_not_installed(run, call, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
     sentence = refused(call, "quantize", f"run={run}", "engine=onnxruntime", "device=cpu", "threads=1")
     assert "engine=onnxruntime needs onnx: pip install 'largebatch[quant]'" in sentence
+    sentence = refused(call, "quantize", f"run={run}", "export=onnx", "device=cpu", "threads=1")
+    assert "export=onnx needs onnx: pip install 'largebatch[quant]'" in sentence
+    assert not (run / "quantized").exists()  # it is said before the work is done
 
 
 def test_integers_that_are_not_there(digits_runs, call):
@@ -182,6 +188,40 @@ def spoil_target(directory):
     path.write_text(path.read_text().replace("aten.flatten.using_ints", "os.system"))
 
 
+def spoil_source(directory):
+    path = directory / "quantized" / "network.json"
+    path.write_text(path.read_text().replace('"source":', '"sources":'))
+
+
+def forge(directory, change):
+    """Change an artifact, and its hash with it, as who means harm would."""
+    path, numbers = (directory / "quantized" / name for name in ("network.json", "network.safetensors"))
+    description, tensors = json.loads(path.read_text()), load_file(numbers)
+    change(description, tensors)
+    save_file(tensors, numbers)
+    description["tensors_sha256"] = hashlib.sha256(numbers.read_bytes()).hexdigest()
+    path.write_text(json.dumps(description))
+
+
+def forge_bias(directory):
+    forge(directory, lambda description, tensors: tensors.update({"fc:bias": tensors["fc:bias"][:1].clone()}))
+
+
+def forge_operator(directory):
+    forge(directory, lambda description, tensors: description["nodes"][1].update(operator="modules"))
+
+
+def forge_input(directory):
+    forge(directory, lambda description, tensors: description["nodes"][1].update(inputs=["fc"]))
+
+
+def forge_file(directory):
+    forge(directory, lambda description, tensors: description["nodes"][-2]["attributes"].update(target=FROM_FILE))
+
+
+FROM_FILE = "aten.from_file.default"
+
+
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
@@ -189,6 +229,11 @@ def spoil_target(directory):
         (spoil_schema, "has schema 2, and this version of largebatch reads 1."),
         (spoil_weights, "was made of another weights than the run has (weights_sha256 "),
         (spoil_target, "does not describe a network (ValueError('os.system is no operator'))"),
+        (spoil_source, "was made of another weights than the run has (weights_sha256 None, and here"),
+        (forge_bias, "does not describe a network (ValueError('fc has tensors of other shapes or types'))"),
+        (forge_operator, "does not describe a network (ValueError('conv1 is modules, or there twice'))"),
+        (forge_input, "does not describe a network (KeyError('fc'))"),
+        (forge_file, f"does not describe a network (ValueError('{FROM_FILE} is no operator'))"),
     ],
 )
 def test_integers_of_something_else(made, tmp_path, call, spoil, sentence):

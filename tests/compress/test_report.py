@@ -6,8 +6,9 @@ from largebatch.compress.layers import decibels, measure_layers, worst_first
 from largebatch.compress.lower import Recipe
 from largebatch.compress.network import IMAGES
 from largebatch.compress.quantize import quantize
-from largebatch.compress.report import Answers, compare, within
+from largebatch.compress.report import Answers, answers, compare, within
 from largebatch.config import UserError
+from largebatch.data.source import Batch
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,13 @@ def test_two_networks_on_the_same_images():
     assert found["top1_drop"] == pytest.approx(20)
     assert found["agreement"] == pytest.approx(60)
     assert found["p_value"] == pytest.approx(2 * (1 + 4) / 2**4)
+
+
+def test_images_of_a_run_in_fp64_are_given_in_float32():
+    seen = []
+    batch = Batch(torch.zeros(2, 3, 4, 4, dtype=torch.float64), torch.tensor([0, 1]))
+    found = answers(lambda images: seen.append(images.dtype) or torch.eye(2), [batch])
+    assert (seen, found.error) == ([torch.float32], 0)
 
 
 def test_noise_by_hand():
