@@ -12,7 +12,7 @@ from largebatch.data import native
 # What Pillow's decoders raise on damaged files, and on absurd sizes.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 # What images of data sets are. Pillow knows more, and hands PostScript to a program of its own, Ghostscript.
-FORMATS = ("JPEG", "MPO", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000")
 _LARGEST = 2**27  # pixels of an image, also after its shorter side was resized
 
 
