@@ -65,7 +65,9 @@ class Histogram:
         first = math.floor(low / width)
         if self._width:
             places = torch.arange(self._first, self._first + BINS)
-            merged = torch.div(places, round(width / self._width), rounding_mode="floor") - first
+            # From BINS² on all that was counted lies in the two bins beside 0, however much wider bins are now.
+            times = round(min(width / self._width, BINS**2))
+            merged = torch.div(places, times, rounding_mode="floor") - first
             inside = self._counts > 0
             counts = torch.zeros_like(self._counts)
             self._counts = counts.index_add_(0, merged[inside], self._counts[inside])

@@ -41,6 +41,14 @@ def test_every_value_is_in_its_bin(batches):
     assert ((middles.repeat_interleave(counts) - others).abs() <= width).all()
 
 
+def test_values_may_grow_beyond_all_measure():
+    histogram = histogram_of([1e-30, -1e-30], [3e38, 1.0])
+    assert (histogram.low, histogram.high) == pytest.approx((-1e-30, 3e38))
+    middles, counts = histogram.bins()
+    assert counts.tolist() == [1, 2, 1]  # the small ones on either side of 0
+    assert middles[1] < 3e38 / BINS * 2
+
+
 def test_many_values_take_no_more_memory():
     histogram = Histogram()
     for power in range(-30, 30):
