@@ -33,9 +33,9 @@ class Reference:
         return None
 
     def load(self, network: Network) -> Program:
-        """Return the network ready to run."""
+        """Return the network ready to run on the CPU."""
         module = IntegerNetwork(network).eval()
-        return torch.inference_mode()(module)
+        return torch.inference_mode()(lambda images: module(images.cpu()))
 
 
 class IntegerNetwork(nn.Module):
@@ -83,9 +83,7 @@ class Step(nn.Module):
         for name, tensor in node.tensors.items():
             self.register_buffer(name, tensor)
         if node.operator in HEAVY:
-            reach = max(self._read(0).zero_point, 255 - self._read(0).zero_point)
-            largest = int(node.tensors["weight"].flatten(1).long().abs().sum(1).max()) * reach
-            self._dtype = torch.float32 if largest < EXACT_IN_FLOAT32 else torch.float64
+            self._dtype = exact_type(node.tensors["weight"], self._read(0))
 
     def forward(self, *inputs: Any) -> Any:
         """Return the node's tensor."""
@@ -193,6 +191,13 @@ class Step(nn.Module):
     def _settle(self, real: Tensor) -> Tensor:
         output = self._output()
         return (real.round() + output.zero_point).clamp(output.low, output.high).to(torch.uint8)
+
+
+def exact_type(weight: Tensor, of_x: Quantization) -> torch.dtype:
+    """Return the type of floats in which the sums of Σ (x − z_x) · w are exact, whatever x is."""
+    reach = max(of_x.zero_point, 255 - of_x.zero_point)
+    largest = int(weight.flatten(1).long().abs().sum(1).max()) * reach
+    return torch.float32 if largest < EXACT_IN_FLOAT32 else torch.float64
 
 
 def function(target: str) -> Callable[..., Any]:

@@ -47,6 +47,15 @@ def test_tiles_that_are_not_full_add_nothing(inputs, outputs, kernel, more):
     assert torch.equal(Cuda().load(network, DEVICE)(images(network)).cpu(), expected)
 
 
+def test_long_sums_of_few_groups_are_exact_too():
+    """Sums beyond 2^24, and odd, which float32 cannot tell apart."""
+    convolution = heavy("conv", ("in",), (4, 1024, 3, 3), None, groups=2)
+    convolution.tensors["weight"].copy_(126 + torch.arange(9).reshape(3, 3) % 2)
+    network = Network((Node("in", "quantize", (IMAGES,), Quantization(0.005, 0)), convolution), (2048, 5, 5))
+    given = images(network, 1).abs()
+    assert torch.equal(Cuda().load(network, DEVICE)(given).cpu(), Reference().load(network)(given))
+
+
 def test_without_a_gpu_the_engine_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "needs an NVIDIA GPU" in Cuda().available()

@@ -1,7 +1,8 @@
 """Networks in integers on CUDA GPUs: products of bytes in a Triton kernel of our own.
 
 PyTorch has no convolution of bytes for GPUs. Grouped convolutions, where a GPU's units for products of bytes have
-nothing to multiply, are computed by PyTorch in float32, which holds their short sums exactly: see :func:`in_floats`.
+nothing to multiply, are computed by PyTorch in float32, which holds their short sums exactly (long ones in float64):
+see :func:`in_floats`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from largebatch.compress.engines.plain import Step, program
 from largebatch.compress.network import Network, Node, Program, Quantization
+from largebatch.compress.reference import exact_type
 
 KERNEL = "integer_product"  # the name under which the profiler knows it
 ROWS, OUTPUTS, INPUTS = 128, 64, 64  # of a tile
@@ -132,13 +134,14 @@ class _Product:
 
 def _grouped(node: Node, given: Sequence[Quantization]) -> Step:
     output, of_x, how = node.output, given[0], node.attributes
-    weight, bias = node.tensors["weight"].float(), node.tensors["bias"][:, None, None]
+    dtype = exact_type(node.tensors["weight"], of_x)
+    weight, bias = node.tensors["weight"].to(dtype), node.tensors["bias"][:, None, None]
     multiplier = (node.tensors["weight_scale"].double() * of_x.scale / (output.scale if output else 1.0)).float()
     words = {key: how[key] for key in ("stride", "padding", "dilation", "groups")}
 
     def step(x: Tensor, r: Tensor | None = None) -> Tensor:
-        sums = F.conv2d(x.float() - of_x.zero_point, weight, **words)
-        real = (sums + bias) * multiplier[:, None, None]
+        sums = F.conv2d(x.to(dtype) - of_x.zero_point, weight, **words)
+        real = (sums.int() + bias).float() * multiplier[:, None, None]
         if output is None:
             return real
         if r is not None:
