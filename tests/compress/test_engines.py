@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from examples import SIGNED, every_operator, heavy, images
@@ -42,6 +44,27 @@ def test_logits_are_the_reference_s(name):
     network = every_operator()
     expected = Reference().load(as_computed(network))(images(network))
     torch.testing.assert_close(engine.load(network)(images(network)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("engine", [Reference(), X86(), OnnxRuntime()], ids=lambda engine: engine.name)
+def test_images_may_be_on_another_device(engine):
+    network = every_operator()
+    there = SimpleNamespace(cpu=lambda: images(network))  # all that can be done with them is to bring them here
+    program = engine.load(network)
+    assert torch.equal(program(there), program(images(network)))
+
+
+def test_layers_in_floats_are_float32_also_where_training_was_in_bf16():
+    network = every_operator()
+    stem = network.nodes[1]
+    words = [{"input": 0}, {"tensor": "weight"}, None, [2, 2], [2, 2]]
+    attributes, weight = {"target": "aten.conv2d.default", "arguments": words}, stem.tensors["weight"] * 0.01
+    kept = Node("kept", "float", (IMAGES,), None, attributes, {"weight": weight})
+    again = Node("stem", "quantize", ("kept",), Quantization(0.1, 0))
+    program = X86().load(Network((kept, again, *network.nodes[2:]), network.image))
+    expected = program(images(network))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(program(images(network)), expected)
 
 
 def test_what_has_no_counterpart_in_onnx_is_named():

@@ -51,7 +51,7 @@ def _load(network: Network) -> Program:
     session = start(network)
 
     def run(images: Tensor) -> Tensor:
-        (logits,) = session.run(None, {IMAGES: images.contiguous().numpy()})
+        (logits,) = session.run(None, {IMAGES: images.cpu().contiguous().numpy()})
         return torch.from_numpy(logits)
 
     return run

@@ -35,10 +35,11 @@ def program(network: Network, kernels: Mapping[str, Build]) -> Program:
     @torch.inference_mode()
     def run(images: Tensor) -> Tensor:
         values: dict[str, Any] = {IMAGES: images.contiguous(memory_format=torch.channels_last)}
-        for node, step, done in steps:
-            values[node.name] = step(*(values[name] for name in node.inputs))
-            for name in done:
-                del values[name]
+        with torch.autocast(images.device.type, enabled=False):  # what stays in floats is float32
+            for node, step, done in steps:
+                values[node.name] = step(*(values[name] for name in node.inputs))
+                for name in done:
+                    del values[name]
         logits: Tensor = values[network.nodes[-1].name]
         return logits
 

@@ -65,7 +65,8 @@ def load_unchecked(network: Network) -> Program:
         "linear": product,
         "max_pool": _max_pool,
     }
-    return program(network, kernels)
+    run = program(network, kernels)
+    return lambda images: run(images.cpu())
 
 
 def _spent(network: Network) -> set[str]:
