@@ -58,8 +58,8 @@ class Probed:
 
     @property
     def steps(self) -> int:
-        """How many small steps were followed."""
-        return max(len(line["end_point"]) for line in self.lines)
+        """How many small steps every probe followed; later ones may have been made with another probe.steps."""
+        return min(len(line["end_point"]) for line in self.lines)
 
     def at_full_rate(self) -> list[Line]:
         """Return the probes whose small steps have the full rate, or as good as (under a cosine)."""
@@ -205,7 +205,8 @@ def _warmup(probed: Probed, k: int) -> tuple[bool | None, float | None, tuple[in
         return k * float(line["small_rate"]) * float(math.nan if line["sharpness"] is None else line["sharpness"])
 
     def bears(line: Line) -> bool:
-        return largest_by_drift(line) >= k and not curved(line) > float(line["stability_bound"])
+        followed = min(k, len(line["end_point"]))
+        return largest_by_drift(line) >= followed and not curved(line) > float(line["stability_bound"])
 
     start = largest_by_drift(lines[0]), curved(lines[0])
     if bears(lines[0]):

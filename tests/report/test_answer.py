@@ -70,6 +70,17 @@ def test_what_was_followed_no_further_is_no_bound(probed):
     assert "nothing measured speaks against a larger one" in text
 
 
+def test_probes_of_different_lengths_bound_nothing_beyond_the_shortest(probed):
+    short = line(10, 8)
+    short["end_point"] = short["end_point"][:4]
+    run = probed(line(5, 8), short)
+    said = answer(run)
+    assert (said.steps, said.drift, said.unsafe) == (4, 4, math.inf)
+    text = as_text(run, said, [])
+    assert "2 probes of 4 small steps" in text
+    assert "k = at least 4 (4 to 8 over 2 probes)" in text
+
+
 @pytest.mark.parametrize(
     ("lines", "needed", "epochs"),
     [
