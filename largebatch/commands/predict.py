@@ -196,9 +196,9 @@ def _in_time(
         raise UserError(
             f"No k of {listed(ks)} is shared evenly by gpus={given.text('gpus')} on nodes={nodes or 'any'}."
         )
-    met = [one for one, _ in found if one]
+    met = [one for one in found if one.run <= deadline]
     if not met:
-        floor = min((fastest for _, fastest in found), key=lambda one: one.run)
+        floor = min(found, key=lambda one: one.run)
         raise UserError(
             f"deadline={given.text('deadline')} is met by no number of GPUs: the shortest run takes "
             f"{duration(floor.run)}, k={floor.k} on {floor.gpus} GPUs. Give more time, fewer epochs, or more GPUs or a "

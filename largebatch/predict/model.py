@@ -168,8 +168,10 @@ def _check(profile: Profile, k: int, gpus: int, nodes: int | None) -> None:
 
 def fewest(
     profile: Profile, question: Question, k: int, deadline: float, gpus: Iterable[int], nodes: int | None
-) -> tuple[Prediction | None, Prediction]:
-    """Return the prediction on the fewest of these GPUs that ends within ``deadline`` seconds, and the fastest of all.
+) -> Prediction:
+    """Return the prediction on the fewest of these GPUs that ends within ``deadline`` seconds, or else the fastest.
+
+    More GPUs than are enough are not looked at: the profile may lack the links that they need.
 
     Args:
         profile: Of the machine and the network.
@@ -179,9 +181,13 @@ def fewest(
         gpus: What may be used, at least one of them a divisor of k (and, where ``nodes`` is given, a multiple of that).
         nodes: As for :func:`predict`.
 
-    Returns:
-        None in place of the first where no number is enough.
+    Raises:
+        UserError: the profile has no link that the next number of GPUs needs.
     """
     usable = [p for p in sorted(gpus) if k % p == 0 and p <= MOST_GPUS and p % (nodes or 1) == 0]
-    all_of_them = [predict(profile, question, k, p, nodes) for p in usable]
-    return next((one for one in all_of_them if one.run <= deadline), None), min(all_of_them, key=lambda one: one.run)
+    tried = []
+    for p in usable:
+        tried.append(predict(profile, question, k, p, nodes))
+        if tried[-1].run <= deadline:
+            return tried[-1]
+    return min(tried, key=lambda one: one.run)

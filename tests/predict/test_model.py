@@ -84,11 +84,18 @@ def test_numbers_that_do_not_go_together(profile, k, gpus, nodes, sentence):
 
 def test_the_fewest_gpus_for_a_deadline(profile):
     runs = {p: predict(profile(), PLAIN, 8, p).run for p in (1, 2, 4, 8)}
-    found, fastest = fewest(profile(), PLAIN, 8, runs[2], [8, 4, 2, 1], None)
-    assert found is not None
+    found = fewest(profile(), PLAIN, 8, runs[2], [8, 4, 2, 1], None)
     assert (found.gpus, found.run) == (2, runs[2])
-    assert fastest.gpus == min(runs, key=runs.__getitem__)
-    assert fewest(profile(), PLAIN, 8, min(runs.values()) / 2, runs, None)[0] is None
+    missed = fewest(profile(), PLAIN, 8, min(runs.values()) / 2, runs, None)
+    assert missed.run == min(runs.values())
+
+
+def test_links_that_no_deadline_needs_may_be_unknown(profile):
+    known = profile(links=profile().links[:1])  # within a node of 2 GPUs
+    two = predict(known, PLAIN, 8, 2)
+    assert fewest(known, PLAIN, 8, two.run, [1, 2, 4, 8], None) == two
+    with pytest.raises(UserError, match="4 GPUs on 2 nodes exchange gradients between nodes, but"):
+        fewest(known, PLAIN, 8, 0.9 * two.run, [1, 2, 4, 8], None)
 
 
 def test_the_papers_run_time():
