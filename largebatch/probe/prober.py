@@ -83,7 +83,8 @@ class Prober:
         """Epochs between two probes, None for no probe: as asked for, or by what they cost.
 
         A probe counts 2 · steps − 1 gradients and at most batches · products Hessian-vector products, of two gradients
-        each, against those that one process of the run takes.
+        each, against those that one process of the run takes. Where the Hessian's eigenvalue of largest magnitude is
+        negative, which is seldom, the products are up to twice as many.
         """
         asked = self._config.probe
         if not isinstance(asked.every, str):
