@@ -263,7 +263,7 @@ def _check_synsets(layout: Layout, classes: list[str]) -> None:
 def holds(root: Path) -> str:
     """Say what a directory holds."""
     if not root.is_dir():
-        return f"{root} does not exist"
+        return f"{root} is no directory" if root.exists() else f"{root} does not exist"
     return f"{root} holds {some(sorted(entry.name for entry in root.iterdir()))}"
 
 
