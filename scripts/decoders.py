@@ -109,4 +109,6 @@ def main(count: int) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) > 2 or not all(map(str.isdecimal, sys.argv[1:])):
+        sys.exit(__doc__)
     main(int(sys.argv[1]) if len(sys.argv) > 1 else 64)
