@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,6 @@ from largebatch.evaluation.config import EvalConfig
 from largebatch.evaluation.session import Session, open_session
 from largebatch.evaluation.subject import integers_of
 from largebatch.files import write_atomically
-
-GOOD = 30  # dB of the logits
 
 
 def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
@@ -65,10 +64,11 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
     directory, source = integers_of(subject)
     directory = Path(asked.out) if asked.out else directory
     noise = report.noise(model, engine.load(quantized.network), few)
-    if noise < GOOD:
-        costs["notes"].append(
-            f"The logits stand only {noise:.1f} dB above what integers change in them, and {GOOD} are usual: look at "
-            "what that costs with report=true; max_drop= keeps the worst layers in floats."
+    if not (asked.report or asked.max_drop is not None or noise >= asked.min_db):
+        raise UserError(
+            f"the logits of {subject.name} stand only {noise:.1f} dB above what integers change in them, which is "
+            f"below min_db={asked.min_db:g}: nothing was written. report=true says what that costs and which layers "
+            f"lose most, max_drop=0.3 keeps those in floats, and min_db={math.floor(noise)} takes the network as it is."
         )
     size, floats = write(directory, quantized.network, source, recipe), report.float_bytes(model)
     if asked.export == "onnx":

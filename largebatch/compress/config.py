@@ -23,8 +23,10 @@ class QuantizeConfig:
     ``granularity`` gives every output channel of a weight a scale of its own, or all of them one; ``bits`` is the width
     of weights and activations. ``engine`` computes what is reported. ``reduce_range`` keeps sums of neighbouring
     products within 16 bits, which processors without VNNI need; auto: where this one does. ``report`` evaluates before
-    and after; ``max_drop`` keeps layers in floats until top-1 falls by no more points than that. ``export`` also writes
-    the network for other programs. ``out`` is where it is written: null, ``quantized`` in the run's directory.
+    and after; ``max_drop`` keeps layers in floats until top-1 falls by no more points than that. Where neither says
+    what is lost, a network is refused whose logits are less than ``min_db`` decibels above their change. ``export``
+    also writes the network for other programs. ``out`` is where it is written: null, ``quantized`` in the run's
+    directory.
     """
 
     run: str | None
@@ -38,6 +40,7 @@ class QuantizeConfig:
     reduce_range: bool | str
     report: bool
     max_drop: float | None
+    min_db: float
     export: str | None
     out: str | None
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import json
+import re
 import shutil
 import sys
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from largebatch import cli
 
-REST = {"report": False, "max_drop": None, "export": None, "out": None}
+REST = {"report": False, "max_drop": None, "min_db": 30.0, "export": None, "out": None}
 
 
 @pytest.fixture
@@ -91,12 +92,18 @@ def test_the_same_bytes_again(made, run, call):
         assert (run / "quantized" / name).read_bytes() == (made / "quantized" / name).read_bytes()
 
 
+def test_a_network_that_integers_change_too_much_is_refused(run, call):
+    status, _, said = call("quantize", f"run={run}", "bits=2", "images=64", "threads=1", "device=cpu", "min_db=25")
+    assert status == 2
+    assert re.search(r"stand only -?\d+\.\d dB above what integers change in them, which is below min_db=25", said)
+    assert not (run / "quantized").exists()
+
+
 def test_layers_are_kept_in_floats_until_the_drop_is_met(run, facts):
     words = ("bits=2", "images=64", "threads=1", "device=cpu", "engine=reference")
-    coarse = facts("quantize", f"run={run}", "reduce_range=true", *words)
+    coarse = facts("quantize", f"run={run}", "reduce_range=true", "min_db=0", *words)
     assert coarse["recipe"]["reduced"]
     assert coarse["decibels"] < 20
-    assert "dB above what integers change in them, and 30 are usual" in coarse["notes"][0]
     found = facts("quantize", f"run={run}", "max_drop=3", *words)
     drops = [step["top1_drop"] for step in found["steps"]]
     assert drops[0] > 3 >= drops[-1] == found["top1_drop"]
