@@ -22,6 +22,7 @@ from largebatch.data.tar import shown
 
 _MOST_OPEN = 128  # archives that a process keeps open: there may be thousands
 _CACHED_BYTES = 256 * 2**20  # of row groups in a process
+_LARGEST_IMAGE = 2**28  # bytes; what a stranger's file claims is otherwise allocated. ImageNet's have up to 15 million
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,11 @@ class Split(ABC):
         """Return the number of an image's bytes."""
 
 
+def _check_size(size: int) -> None:
+    if size > _LARGEST_IMAGE:
+        raise OSError(f"{size:,} bytes are more than the {_LARGEST_IMAGE:,} that an image may have")
+
+
 @dataclass(frozen=True)
 class Folders(Split):
     """Class folders below ``root``; a name is the path from there."""
@@ -95,7 +101,9 @@ class Folders(Split):
 
     def read(self, index: int) -> bytes:
         """Read the file."""
-        return self.path(index).read_bytes()
+        with self.path(index).open("rb", buffering=0) as file:
+            _check_size(os.fstat(file.fileno()).st_size)
+            return file.read()
 
     def where(self, index: int) -> str:
         """Return the path."""
@@ -155,6 +163,7 @@ class Archived(Contained):
     def read(self, index: int) -> bytes:
         """Read the bytes at their place; every process opens the archives for itself."""
         offset, size = map(int, self.places[index])
+        _check_size(size)
         descriptor = self._opened.descriptor(self._container(index))
         data = os.pread(descriptor, size, offset)
         while 0 < len(data) < size and (more := os.pread(descriptor, size - len(data), offset + len(data))):

@@ -14,6 +14,7 @@ from PIL import Image
 
 from largebatch.config import LoaderConfig, UserError
 from largebatch.data.decode import check_resized, decode
+from largebatch.data.files import Archived, Container, Folders, Names
 from largebatch.data.source import Target, open_source
 
 
@@ -110,6 +111,19 @@ def test_an_image_that_would_fill_the_memory_when_resized_is_corrupt(compose, tm
     source = source_of(encoded(Image.new("RGB", (20_000, 1))), compose, tmp_path, resize=256)
     with pytest.raises(UserError, match=r"corrupt image odd.jpg .*20000×1 pixels, too long"):
         next(iter(source.validation([range(1)])))
+
+
+def test_an_image_of_absurd_size_is_not_read(tmp_path):
+    size = 2**28 + 1
+    path = tmp_path / "odd.jpg"
+    path.touch()
+    os.truncate(path, size)  # takes no room on the disk
+    labels, names = np.zeros(1, np.int32), Names.of([b"odd.jpg"])
+    places = np.array([[0, size]], np.int64)
+    archived = Archived(labels, names, ["0"], [Container.at(path)], labels, places)
+    for split in (Folders(labels, names, ["0"], str(tmp_path)), archived):
+        with pytest.raises(OSError, match="268,435,457 bytes are more than the 268,435,456 that an image may have"):
+            split.read(0)
 
 
 def test_what_changed_under_a_loader_process_is_one_sentence(compose, tmp_path):
