@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,9 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
             f"run={asked.run} diverged: what its last weights say is chance, in integers or not. Quantize another run, "
             "or weights=best."
         )
+    directory, source = integers_of(subject)
+    directory = Path(asked.out) if asked.out else directory
+    _check_place(directory)
     engine, model = choose(asked.engine, session.placement.device), model.float()
     data, seed = subject.config.dataset, subject.config.seed
     safe = asked.reduces(must_avoid_overflow)
@@ -61,8 +65,6 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
     quantized, costs = _costs(asked, session, model, quantized, engine, few)
     recipe = {key: getattr(asked, key) for key in ("calibration", "images", "granularity", "bits")}
     recipe |= {"reduced": safe, "keep": list(quantized.recipe.keep)}
-    directory, source = integers_of(subject)
-    directory = Path(asked.out) if asked.out else directory
     noise = report.noise(model, engine.load(quantized.network), few)
     if not (asked.report or asked.max_drop is not None or noise >= asked.min_db):
         raise UserError(
@@ -86,6 +88,19 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
         "decibels": noise,
         **costs,
     }
+
+
+def _check_place(directory: Path) -> None:
+    """Refuse, before the work, a directory that cannot be made or written.
+
+    Raises:
+        UserError: why not.
+    """
+    there = next(path for path in (directory, *directory.resolve().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{directory} cannot be written: {there} is a file. Name a directory with out=DIRECTORY.")
+    if not os.access(there, os.W_OK):
+        raise UserError(f"{directory} cannot be written: {there} may only be read. Name another with out=DIRECTORY.")
 
 
 def _costs(

@@ -251,6 +251,18 @@ def test_integers_of_something_else(made, tmp_path, call, spoil, sentence):
     assert "Make it again with `largebatch quantize`." in said
 
 
+@pytest.mark.parametrize("below", ["", "/deeper/still"])
+def test_a_place_that_is_a_file(run, call, below):
+    words = ("quantize", f"run={run}", f"out={run / 'config.yaml'}{below}", "device=cpu", "threads=1")
+    assert f"cannot be written: {run / 'config.yaml'} is a file. Name a directory" in refused(call, *words)
+
+
+def test_a_place_that_may_only_be_read(run, call, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    sentence = refused(call, "quantize", f"run={run}", "device=cpu", "threads=1")
+    assert f"{run / 'quantized'} cannot be written: {run} may only be read." in sentence
+
+
 def test_onnx_and_a_place_of_ones_own(digits_runs, tmp_path, call):
     onnx = pytest.importorskip("onnx")
     words = ("weights=best", "images=16", "export=onnx", f"out={tmp_path / 'there'}", "threads=1", "device=cpu")
