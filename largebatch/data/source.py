@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import sys
@@ -214,6 +216,7 @@ class FolderSource:
             collate_fn=_as_it_is,
             worker_init_fn=functools.partial(_belong_to, os.getpid()),
         )
+        _take_loaders_along()
         for pixels, labels, problems in _watched(loader):
             for problem in problems:
                 if isinstance(problem, UserError):
@@ -241,6 +244,22 @@ def _belong_to(run: int, worker: int) -> None:
     end_with(run)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@functools.cache  # once a process, however many loaders it has
+def _take_loaders_along() -> None:
+    """Let this process end although its loader processes ignore SIGTERM.
+
+    When it ends by an exception that nobody expected, loaders are still held by its traceback, and multiprocessing
+    sends SIGTERM to what is left of daemons, and waits for them.
+    """
+    multiprocessing.util.Finalize(None, _kill_daemons, exitpriority=0)
+
+
+def _kill_daemons() -> None:
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
 
 
 def is_lost_loader(error: BaseException) -> bool:

@@ -1,6 +1,9 @@
 import os
+import pickle
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,6 +206,24 @@ def test_a_loader_process_leaves_signals_to_the_run(folder):
     assert loader.is_alive()
     batches.close()
     assert not loader.is_alive()
+
+
+def test_a_process_that_ends_in_the_middle_takes_its_loaders_along(folder):
+    """By an exception that nobody expected: what it holds on to is still there when Python waits for children."""
+    program = (
+        "import pickle, sys, torch\n"
+        "from largebatch.config import LoaderConfig\n"
+        "from largebatch.data.source import Target, open_source\n"
+        "target = Target(torch.device('cpu'), torch.float32)\n"
+        "source = open_source(pickle.load(sys.stdin.buffer), LoaderConfig(workers=1, prefetch=2), 0, target, cores=1)\n"
+        "batches = source.train([(0, torch.arange(3))] * 100)\n"
+        "next(batches)\n"
+        "raise KeyError('a bug')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(folder), capture_output=True, check=False, timeout=120
+    )
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, b"KeyError: 'a bug'")
 
 
 @pytest.mark.parametrize("raised", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
