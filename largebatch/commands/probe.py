@@ -15,7 +15,7 @@ from largebatch.config import Config, UserError, build, nearest, one_of
 from largebatch.interrupt import ENDED, INTERRUPTED
 from largebatch.lock import holder, owned
 from largebatch.record import finite, read_summary
-from largebatch.report.answer import Probed, Trained, answer, fits, open_probed, trained
+from largebatch.report.answer import Probed, Trained, answer, fits, open_probed, readable, trained
 from largebatch.report.probes import as_text, facts
 from largebatch.report.runs import find
 from largebatch.report.select import select
@@ -85,6 +85,7 @@ def _recorded(directory: Path, call: Call, words: Sequence[str]) -> Outcome:
                 f"{key}= cannot be given beside run=, which is probed as it was trained: leave it out. These can: "
                 f"{', '.join((*OURS[1:], *FREE))}.{nearest(key, (*OURS, *FREE))}"
             )
+    readable(directory)  # before minutes are spent on it
     if holder(directory) is not None:
         raise UserError(f"run={directory} is still training: wait, or probe it on its way with probe.every=1.")
     if any((directory / "checkpoints").glob("*.safetensors")):

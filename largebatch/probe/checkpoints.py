@@ -62,7 +62,10 @@ def probe_checkpoints(directory: Path, values: Mapping[str, Any], free: Sequence
 def _config(directory: Path, values: Mapping[str, Any], free: Sequence[str]) -> Config:
     """Put together what the record decides and what may be said beside it."""
     record = read_config(directory)
-    merged = {key: record.get(key, value) for key, value in values.items()}
+    merged = {
+        key: {**value, **record.get(key, {})} if isinstance(value, dict) else record.get(key, value)
+        for key, value in values.items()
+    }
     for key in free:
         group, _, name = key.rpartition(".")
         if group:
@@ -70,7 +73,7 @@ def _config(directory: Path, values: Mapping[str, Any], free: Sequence[str]) -> 
             merged[group] = {**merged[group], name: merged[group][name] if given is None else given}
         else:
             merged[key] = values[key]
-    precision = (read_provenance(directory) or {})["placement"]["precision"]  # what precision=auto came to
+    precision = (read_provenance(directory) or {})["experiment"]["precision"]  # what precision=auto came to
     merged |= {"precision": "fp32" if precision == "tf32" else precision, "tf32": precision == "tf32"}
     # A run of any number of processes is measured in one, worker by worker.
     config = Config.from_mapping({**merged, "processes": None, "workers_per_pass": None, "resume": False})

@@ -26,7 +26,7 @@ from typing import Any
 from largebatch.config import UserError
 from largebatch.record import read_probes
 from largebatch.report.rows import make_rows
-from largebatch.report.runs import Corrupt, flat, load
+from largebatch.report.runs import Corrupt, Run, flat, load
 from largebatch.report.select import Group, Selection, effective_settings
 from largebatch.report.statistics import BETTER, DIVERGED, EQUIVALENT, UNDECIDED, WORSE
 from largebatch.schedule import reference_rate
@@ -71,16 +71,21 @@ class Probed:
         return [line for line in self.at_full_rate() if line["epoch"] >= early]
 
 
+def readable(directory: Path) -> Run:
+    """Read a run, or raise :class:`UserError`."""
+    try:
+        return load(directory)
+    except Corrupt as error:
+        raise UserError(f"run={directory} cannot be read: {error}.") from None
+
+
 def open_probed(directory: Path) -> Probed:
     """Read a run that was probed.
 
     Raises:
         UserError: no run can be read there, or it has no probe.
     """
-    try:
-        run = load(directory)
-    except Corrupt as error:
-        raise UserError(f"run={directory} cannot be read: {error}.") from None
+    run = readable(directory)
     lines = read_probes(directory)
     if not lines:
         raise UserError(

@@ -95,10 +95,23 @@ def test_another_number_of_images_is_not_the_run_s_data(runs):
     write_probes(directory, [])
     config = directory / "config.yaml"
     text = config.read_text()
-    config.write_text(text.replace("train_images: 131", "train_images: 163"))
+    older = text.replace('  kernel: "auto"\n', "")  # a record of when there was no such key
+    assert older != text
+    config.write_text(older.replace("train_images: 131", "train_images: 163"))
     with pytest.raises(
         UserError, match=r"was trained on \[131, 20\] training and validation images, and now there are"
     ):
         cli.run(["probe", f"run={directory}"])
     config.write_text(text)
+    write_probes(directory, lines)
+
+
+def test_a_record_that_is_not_whole_is_said_before_it_is_probed(runs):
+    directory = runs / "kept"
+    lines, provenance = read_probes(directory), directory / "provenance.json"
+    write_probes(directory, [])
+    provenance.rename(directory / "elsewhere.json")
+    with pytest.raises(UserError, match=r"kept cannot be read: provenance\.json cannot be read: No such file"):
+        cli.run(["probe", f"run={directory}"])
+    (directory / "elsewhere.json").rename(provenance)
     write_probes(directory, lines)
