@@ -108,7 +108,7 @@ def _answer_in_words(answer: Answer, n: int) -> list[str]:
         noise = "any k: the noise hides the gradient"
     k = answer.safe
     doubt = "nothing measured speaks against a larger one"
-    if answer.unsafe > k and math.isfinite(answer.unsafe):
+    if math.isfinite(answer.unsafe) and round(answer.unsafe) > k:
         doubt = f"beyond k = {answer.unsafe:.0f} it should not; between the two lies the doubt"
     elif math.isfinite(answer.unsafe):
         doubt = "beyond it should not"

@@ -60,6 +60,13 @@ def test_up_to_the_smaller_k_is_safe_and_beyond_the_larger_it_is_not(probed):
     assert math.isnan(by_drift.noise_error)
 
 
+def test_between_two_k_that_are_one_lies_no_doubt(probed):
+    run = probed(line(10, 4, trace=4.3 * 32))
+    said = answer(run)
+    assert (said.safe, said.unsafe) == (4, 4.3)
+    assert "up to k = 4 (kn = 128) should match the baseline; beyond it should not." in as_text(run, said, [])
+
+
 def test_what_was_followed_no_further_is_no_bound(probed):
     run = probed(line(10, 8, squared=-1.0))
     said = answer(run)
