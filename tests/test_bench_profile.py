@@ -46,6 +46,10 @@ def test_the_share_that_is_hidden(both, share):
     assert measured.overlap(seconds, messages=4) == pytest.approx(share)
 
 
+def test_a_message_smaller_than_what_was_timed_takes_its_own_time():
+    assert measured.time_of(1e6, {"tiny": 1e-3, "message": 5e-3}, 4e6) == pytest.approx(2e-3)
+
+
 def test_the_share_that_is_hidden_is_the_one_that_predict_takes(profile_of):
     # Messages of 30 ms come every 25: the last one and three times 5 are not hidden at best, 120 at worst.
     seconds = {"message": 0.030, "backward": 0.100, "both": 0.180}

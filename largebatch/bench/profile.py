@@ -163,7 +163,7 @@ def _time_links(
 
     ``size`` is of a message, in bytes.
     """
-    size = max(size, LEAST_BYTES)
+    timed = max(size, LEAST_BYTES)
     world = start(config, placement)
     data, dtype = config.dataset, DTYPES[placement.precision]
 
@@ -189,7 +189,7 @@ def _time_links(
 
         return Side(turn, 0, world.barrier)
 
-    sides = {"tiny": adding(TINY), "message": adding(math.ceil(size / 4))}
+    sides = {"tiny": adding(TINY), "message": adding(math.ceil(timed / 4))}
     if messages > 1:
         sides = {
             "both": Side(both.turn, 0, both.prepare),
@@ -199,7 +199,13 @@ def _time_links(
     timings = take_turns(sides, repeats, "exchange", shown=world.main)
     seconds = {name: statistics.median(turns) for name, turns in timings.seconds.items()}
     leave()
-    return [link(seconds["tiny"], seconds["message"], world.size, size)], overlap(seconds, messages)
+    known = link(seconds["tiny"], seconds["message"], world.size, timed)
+    return [known], overlap({**seconds, "message": time_of(size, seconds, timed)}, messages)
+
+
+def time_of(size: float, seconds: Mapping[str, float], timed: float) -> float:
+    """Return the seconds of a message of ``size`` bytes, from those of a ``tiny`` one and of one of ``timed`` bytes."""
+    return seconds["tiny"] + (seconds["message"] - seconds["tiny"]) * size / timed
 
 
 def link(tiny: float, message: float, processes: int, size: float) -> dict[str, Any]:
