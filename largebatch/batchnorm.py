@@ -100,6 +100,11 @@ class PerWorker:
         from largebatch.fused import normalise  # imported where used: a machine without Triton has no need of it
 
         groups = len(self.momenta)
+        if x.numel() // groups >= 2**31:  # the kernels count in 32 bits
+            raise UserError(
+                f"bn.kernel=fused takes fewer than 2^31 values a worker, and a batch of {len(x) // groups} has "
+                f"{x.numel() // groups:,} of them in one layer: use bn.kernel=separate."
+            )
         y, mean, variance = normalise(x, self.weight, self.bias, groups, self.eps, residual, relu)
         self._track(mean, variance, x.numel() // mean.numel())
         return y

@@ -145,6 +145,13 @@ def test_a_network_learns_the_same_by_every_kernel(make, kernel, policy):
         torch.testing.assert_close(results[1][name], expected, rtol=1e-7, atol=1e-8, msg=name)
 
 
+def test_what_the_kernels_cannot_count_is_refused():
+    norm = nn.BatchNorm2d(64)
+    RunningStatistics(nn.Sequential(norm), "worker0", 0.1, groups=2, first=True, kernel="fused").before_pass(0)
+    with pytest.raises(UserError, match=r"a batch of 4096 has 3,288,334,336 of them in one layer: use bn\.kernel=sep"):
+        norm(torch.empty(8192, 64, 112, 112, device="meta"))
+
+
 def test_only_blocks_of_converted_batchnorms_are_fused():
     net = resnet50(num_classes=5)
     before = [type(module) for module in net.modules()]
