@@ -56,3 +56,10 @@ def test_the_command_prints_a_ratio_for_each_peer(capfd):
 def test_pillow_is_not_measured_against_itself(files, tmp_path):
     with pytest.raises(UserError, match=r"bench\.files.decoder=pillow: bench data measures the native decoder"):
         data.time_data(replace(files, decoder="pillow"), 1, [], tmp_path)
+
+
+def test_a_set_that_would_take_days_is_refused(files, tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "MOST", 39)
+    with pytest.raises(UserError, match=r"reads all training images in every turn, and .* has 40: name a directory"):
+        data.time_data(files, 1, [], tmp_path)
+    assert not list(tmp_path.iterdir())

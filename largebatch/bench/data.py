@@ -21,6 +21,7 @@ from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import draw_resized_crop
 
 BATCH = 32
+MOST = 10_000  # images: every side reads all of them in every turn, and an archive is made of them
 # What each peer takes, and how it is installed.
 PEERS = {
     "torchvision": ("torchvision", "uv sync"),
@@ -132,7 +133,7 @@ def time_data(files: DatasetConfig, repeats: int, peers: list[str], work: Path) 
         Sides ``ours``, ``ours_tar`` (from an archive in place), ``ours_pillow`` (decoder=pillow) and the peers.
 
     Raises:
-        UserError: dataset.decoder is neither auto nor native.
+        UserError: dataset.decoder is neither auto nor native, or there are more images than ``MOST``.
     """
     if files.decoder not in ("auto", "native"):
         raise UserError(
@@ -141,6 +142,11 @@ def time_data(files: DatasetConfig, repeats: int, peers: list[str], work: Path) 
         )
     torch.set_num_threads(1)
     images = len(open_splits(files).train)
+    if images > MOST:
+        raise UserError(
+            f"bench data reads all training images in every turn, and {files.root} has {images:,}: name a directory "
+            f"with {MOST:,} of them at most, or none for photographs that are made here."
+        )
     crops = Crops(files)
     sides = {
         "ours": crops.ours,
