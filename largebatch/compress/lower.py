@@ -161,8 +161,8 @@ class _Lowering:
             return False
         attributes: dict[str, Any] = {}
         if operator == "conv":
-            _, _, _, *how, groups = _given(node, [None, None, None, 1, 0, 1, 1])
-            attributes = dict(zip(("stride", "padding", "dilation"), map(_pair, how), strict=True))
+            _, _, _, *how, groups = with_defaults(node, [None, None, None, 1, 0, 1, 1])
+            attributes = dict(zip(("stride", "padding", "dilation"), map(pair, how), strict=True))
             attributes["groups"] = groups
         ends, inputs = node.name, [x]
         added = self._residual(node)
@@ -259,13 +259,13 @@ class _Lowering:
         return True
 
     def _max_pool(self, node: Node) -> bool:
-        _, kernel, stride, padding, dilation, ceil = _given(node, [None, None, [], 0, 1, False])
-        attributes = {"kernel": _pair(kernel), "stride": _pair(stride or kernel), "padding": _pair(padding)}
-        return self._same(node, "max_pool", {**attributes, "dilation": _pair(dilation), "ceil": ceil})
+        _, kernel, stride, padding, dilation, ceil = with_defaults(node, [None, None, [], 0, 1, False])
+        attributes = {"kernel": pair(kernel), "stride": pair(stride or kernel), "padding": pair(padding)}
+        return self._same(node, "max_pool", {**attributes, "dilation": pair(dilation), "ceil": ceil})
 
     def _average_pool(self, node: Node) -> bool:
-        _, kernel, stride, padding, ceil, include, divisor = _given(node, [None, None, [], 0, False, True, None])
-        attributes = {"kernel": _pair(kernel), "stride": _pair(stride or kernel), "padding": _pair(padding)}
+        _, kernel, stride, padding, ceil, include, divisor = with_defaults(node, [None, None, [], 0, False, True, None])
+        attributes = {"kernel": pair(kernel), "stride": pair(stride or kernel), "padding": pair(padding)}
         attributes |= {"ceil": ceil, "include_padding": include}
         return divisor is None and self._pool(node, attributes)
 
@@ -282,7 +282,7 @@ class _Lowering:
         return divides and self._pool(node, attributes)
 
     def _mean(self, node: Node) -> bool:
-        _, dims, keep = _given(node, [None, None, False])
+        _, dims, keep = with_defaults(node, [None, None, False])
         maps = len(self.shapes[node.inputs[0]]) == 3
         whole_map = maps and sorted(dim % 4 for dim in dims) == [2, 3]
         return whole_map and self._pool(node, {"kernel": None, "keep": keep})
@@ -367,12 +367,13 @@ def _is_input(argument: Any) -> bool:
     return isinstance(argument, dict) and "input" in argument
 
 
-def _given(node: Node, defaults: list[Any]) -> list[Any]:
+def with_defaults(node: Node, defaults: list[Any]) -> list[Any]:
     """Return all arguments of an operator, with their defaults."""
     arguments = node.attributes["arguments"]
     return [*arguments, *defaults[len(arguments) :]]
 
 
-def _pair(value: Any) -> list[int]:
+def pair(value: Any) -> list[int]:
+    """Return (height, width) of what PyTorch takes one or two numbers for."""
     several = value if isinstance(value, list) else [value]
     return [several[0], several[-1]]

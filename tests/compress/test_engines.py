@@ -2,11 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from examples import SIGNED, every_operator, heavy, images
+from torch import nn
 
 from largebatch.compress.engines.onnxruntime import OnnxRuntime
 from largebatch.compress.engines.x86 import X86
 from largebatch.compress.network import IMAGES, Network, Node, Quantization, unfused
+from largebatch.compress.proof import prove
+from largebatch.compress.quantize import quantize
 from largebatch.compress.reference import Reference
 from largebatch.config import UserError
 
@@ -74,6 +78,33 @@ def test_what_has_no_counterpart_in_onnx_is_named():
     odd = Network((first, Node("shuffled", "move", ("in",), first.output, moved)), network.image)
     with pytest.raises(UserError, match=r"shuffled is aten\.pixel_shuffle\.default, which is not written to ONNX"):
         OnnxRuntime().load(odd)
+
+
+class Residual(nn.Module):
+    """What networks of convolutions are made of, with and without a bias."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.deep = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4, bias=False)
+        self.middle, self.last = nn.Linear(8, 6, bias=False), nn.Linear(6, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.max_pool2d(F.relu(self.stem(x)), 3, 2, padding=1)
+        x = F.relu(x + self.deep(x))
+        logits: torch.Tensor = self.last(self.middle(x.mean((2, 3))))
+        return logits
+
+
+@pytest.mark.parametrize("kept", [["stem"], ["deep"], ["last"], ["stem", "deep", "middle", "last"]])
+def test_layers_that_are_kept_in_floats_are_written_to_onnx(kept):
+    torch.manual_seed(0)
+    images = torch.rand(8, 3, 16, 16)
+    network = quantize(Residual().eval(), (3, 16, 16), [images]).keeping(kept).network
+    assert {*kept} <= {*network.float_operators}
+    expected, found = Reference().load(network)(images), OnnxRuntime().load(network)(images)
+    assert (found - expected).abs().max() < 0.03 * expected.std()
+    assert prove(OnnxRuntime(), network, images).floating == len(kept)
 
 
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):

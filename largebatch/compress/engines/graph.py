@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
+from largebatch.compress.lower import ADD, pair, with_defaults
 from largebatch.compress.network import IMAGES, Network, Node, Quantization, unfused
+from largebatch.compress.trace import CONV, LINEAR
 from largebatch.config import UserError
 
 OPSET = 17
@@ -187,7 +190,7 @@ def _lookup(graph: _Graph, node: Node) -> None:
 
 
 def _quantize(graph: _Graph, node: Node) -> None:
-    graph.settle(node, node.inputs[0])
+    graph.settle(node, graph.real(node.inputs[0]))
 
 
 def _dequantize(graph: _Graph, node: Node) -> None:
@@ -201,10 +204,54 @@ def _call(graph: _Graph, node: Node) -> None:
     elif target in RESHAPED and node.attributes["arguments"][1:] == [1]:
         graph.add("Flatten", [graph.stored(node.inputs[0])], f"/{node.name}")
     else:
-        raise UserError(
-            f"{node.name} is {target}, which is not written to ONNX: use engine=x86, or engine=reference where there "
-            "is no x86 processor."
-        )
+        raise _not_written(node)
+
+
+def _not_written(node: Node) -> UserError:
+    return UserError(
+        f"{node.name} is {node.attributes['target']}, which is not written to ONNX: use engine=x86, or "
+        "engine=reference where there is no x86 processor."
+    )
+
+
+def _real(graph: _Graph, node: Node) -> None:
+    """Add an operator that is kept in floats: those of networks of convolutions with residuals."""
+    target, inputs = node.attributes["target"], [graph.real(name) for name in node.inputs]
+    if target not in REAL or node.attributes.get("keywords") or len(inputs) != (2 if target == ADD else 1):
+        return _call(graph, node)
+    own = [graph.constant(_array(node.tensors[name])) for name in ("weight", "bias") if name in node.tensors]
+    operator, attributes = REAL[target](node)
+    if target == LINEAR:  # its weight the other way round, and images in any number of dimensions
+        own[0] = graph.add("Transpose", [own[0]], f"/{node.name}/weight")
+        product = graph.add(operator, [*inputs, own[0]], f"/{node.name}/product" if own[1:] else f"/{node.name}")
+        inputs, own, operator = [product], own[1:], "Add"
+        if not own:
+            return None
+    graph.add(operator, [*inputs, *own], f"/{node.name}", **attributes)
+    return None
+
+
+def _real_convolution(node: Node) -> tuple[str, dict[str, Any]]:
+    *_, stride, padding, dilation, groups = with_defaults(node, [None, None, None, 1, 0, 1, 1])
+    how = {"stride": pair(stride), "padding": pair(padding), "dilation": pair(dilation), "groups": groups}
+    return "Conv", _convolution(replace(node, attributes=how))
+
+
+def _real_max_pool(node: Node) -> tuple[str, dict[str, Any]]:
+    _, kernel, stride, padding, dilation, ceil = with_defaults(node, [None, None, [], 0, 1, False])
+    how = {"kernel": pair(kernel), "stride": pair(stride or kernel), "padding": pair(padding), "ceil": ceil}
+    return "MaxPool", _window(replace(node, attributes=how)) | {"dilations": pair(dilation)}
+
+
+def _real_adaptive_pool(node: Node) -> tuple[str, dict[str, Any]]:
+    if pair(node.attributes["arguments"][1]) != [1, 1]:
+        raise _not_written(node)
+    return "GlobalAveragePool", {}
+
+
+def _real_mean(node: Node) -> tuple[str, dict[str, Any]]:
+    _, dims, keep = with_defaults(node, [None, None, False])
+    return "ReduceMean", {"axes": dims, "keepdims": int(keep)}
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
@@ -214,6 +261,15 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
 
 UNCHANGED = ("aten.dropout.default", "aten.clone.default", "aten.contiguous.default")
 RESHAPED = ("aten.flatten.using_ints",)
+REAL: Mapping[str, Callable[[Node], tuple[str, dict[str, Any]]]] = {
+    CONV: _real_convolution,
+    LINEAR: lambda node: ("MatMul", {}),
+    ADD: lambda node: ("Add", {}),
+    "aten.relu.default": lambda node: ("Relu", {}),
+    "aten.max_pool2d.default": _real_max_pool,
+    "aten.adaptive_avg_pool2d.default": _real_adaptive_pool,
+    "aten.mean.dim": _real_mean,
+}
 BUILDERS: Mapping[str, Callable[[_Graph, Node], None]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
@@ -226,5 +282,5 @@ BUILDERS: Mapping[str, Callable[[_Graph, Node], None]] = {
     "max_pool": _max_pool,
     "lookup": _lookup,
     "move": _call,
-    "float": _call,
+    "float": _real,
 }
