@@ -437,7 +437,7 @@ class Run:
         if self.record and self.prober and self.config.probe.every == "auto":
             every = self.prober.every
             often = f"every {every} epochs" if every else "never: one would take more than 5 % of this run"
-            self.record.log(f"probe.every=auto: {often}")
+            self._say(f"probe.every=auto: {often}")
 
     def _forward(self, images: Tensor) -> None:
         with self.learner.autocast():

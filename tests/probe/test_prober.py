@@ -197,3 +197,10 @@ def test_a_run_that_goes_on_keeps_the_lines_up_to_there(compose, tmp_path):
     assert all("end_point" in line for line in lines)
     json.loads((tmp_path / "run" / "summary.json").read_text())
     assert load_file(tmp_path / "run" / "model.safetensors")
+
+
+def test_probes_that_never_come_are_said_before_the_run(compose, tmp_path, capfd):
+    config = compose(*RUN, "probe.every=auto", "epochs=1", "schedule.milestones=[]", "iterations=1")
+    fit(config, place(config, CPU), tmp_path / "run")
+    assert "probe.every=auto: never: one would take more than 5 % of this run" in capfd.readouterr().err
+    assert read_probes(tmp_path / "run") == []
