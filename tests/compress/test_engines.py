@@ -96,7 +96,7 @@ class Residual(nn.Module):
         return logits
 
 
-@pytest.mark.parametrize("kept", [["stem"], ["deep"], ["last"], ["stem", "deep", "middle", "last"]])
+@pytest.mark.parametrize("kept", [["stem"], ["deep"], ["last"], ["deep", "last"], ["stem", "deep", "middle", "last"]])
 def test_layers_that_are_kept_in_floats_are_written_to_onnx(kept):
     torch.manual_seed(0)
     images = torch.rand(8, 3, 16, 16)
@@ -105,6 +105,22 @@ def test_layers_that_are_kept_in_floats_are_written_to_onnx(kept):
     expected, found = Reference().load(network)(images), OnnxRuntime().load(network)(images)
     assert (found - expected).abs().max() < 0.03 * expected.std()
     assert prove(OnnxRuntime(), network, images).floating == len(kept)
+
+
+def test_sums_that_are_wanted_in_floats_are_sums_of_integers():
+    """As those before a layer that is kept in floats: no rounding is between them."""
+    words = {"arguments": [{"input": 0}, [2, 3]]}
+    network = Network(
+        (
+            Node("in", "quantize", (IMAGES,), Quantization(0.02, 121)),
+            heavy("conv", ("in",), (8, 3, 3, 3), None, stride=2),
+            Node("logits", "float", ("conv",), None, {"target": "aten.mean.dim", **words}),
+        ),
+        (3, 9, 9),
+    )
+    expected = Reference().load(network)(images(network))
+    torch.testing.assert_close(OnnxRuntime().load(network)(images(network)), expected, rtol=1e-5, atol=1e-6)
+    assert prove(OnnxRuntime(), network, images(network)).operators == {"ConvInteger": 1}
 
 
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):

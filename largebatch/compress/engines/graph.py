@@ -144,6 +144,23 @@ def _convolution(node: Node) -> dict[str, Any]:
     }
 
 
+def _conv(graph: _Graph, node: Node) -> None:
+    """Add a convolution; one whose sums are wanted in floats as such, for which there is no pair."""
+    if node.output is not None:
+        return _heavy("Conv", _convolution)(graph, node)
+    given = graph.read[node.inputs[0]]
+    assert given is not None
+    weight, scale, bias = (_array(node.tensors[key]) for key in ("weight", "weight_scale", "bias"))
+    zero = graph.constant(np.array(given.zero_point, np.uint8))
+    inputs = [graph.stored(node.inputs[0]), graph.constant(weight), zero]
+    sums = graph.add("ConvInteger", inputs, f"/{node.name}/sums", **_convolution(node))
+    sums = graph.add("Add", [sums, graph.constant(bias.reshape(-1, 1, 1))], f"/{node.name}/biased")
+    real = graph.add("Cast", [sums], f"/{node.name}/real", to=TensorProto.FLOAT)
+    multiplier = (scale.astype(np.float64) * given.scale).astype(np.float32).reshape(-1, 1, 1)
+    graph.add("Mul", [real, graph.constant(multiplier)], f"/{node.name}")
+    return None
+
+
 def _together(operator: str, attributes: Callable[[Node], dict[str, Any]] = lambda node: {}) -> Callable[..., None]:
     def build(graph: _Graph, node: Node) -> None:
         inputs = [graph.real(name) for name in node.inputs]
@@ -273,7 +290,7 @@ REAL: Mapping[str, Callable[[Node], tuple[str, dict[str, Any]]]] = {
 BUILDERS: Mapping[str, Callable[[_Graph, Node], None]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
-    "conv": _heavy("Conv", _convolution),
+    "conv": _conv,
     "linear": _heavy("Gemm", lambda node: {"transB": 1}),
     "add": _together("Add"),
     "multiply": _together("Mul"),
