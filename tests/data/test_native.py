@@ -172,7 +172,7 @@ def test_without_a_compiler_pillow_decodes_and_the_line_says_why(files, unloaded
     with pytest.raises(UserError, match=r"native is not to be had: there is no C compiler: install gcc or clang\."):
         choose_decoder(files("native"))
     monkeypatch.setenv("CC", "/bin/false")
-    with pytest.raises(native.Unavailable, match="/bin/false cannot compile it, as .* can: exit status 1"):
+    with pytest.raises(native.Unavailable, match=r"/bin/false cannot compile it, as .* can: exit status 1"):
         native.load()
     monkeypatch.setenv("CC", "/no/compiler")
     with pytest.raises(native.Unavailable, match="the C compiler /no/compiler cannot be run: No such file"):
