@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from largebatch.cli import configuration_directory
@@ -19,6 +20,12 @@ if not (Path("/dev/nvidiactl").exists() or Path("/proc/driver/nvidia").exists())
 # A shell starts what runs in the background with SIGINT ignored, and so would every process that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# A busy machine makes no test wrong: by default an example may take 200 ms.
+hypothesis.settings.register_profile(
+    "patient", hypothesis.settings(), deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("patient")
 
 # Also under --no-skips: no package brings a GPU.
 MAY_BE_MISSING = ("there is no CUDA device",)
