@@ -32,7 +32,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from largebatch.compress.network import HEAVY, IMAGES, INTEGER, Network, Node, Quantization
-from largebatch.compress.reference import PYTHON
+from largebatch.compress.reference import PYTHON, function
 from largebatch.config import UserError
 from largebatch.files import write_atomically
 
@@ -177,6 +177,8 @@ def _node(one: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Node:
     target = attributes.get("target")
     if target is not None and not TARGET.fullmatch(target):
         raise ValueError(f"{target} is no operator")
+    if target is not None:
+        function(target)  # there is one of this name
     return Node(
         name=one["name"],
         operator=one["operator"],

@@ -195,6 +195,11 @@ def spoil_target(directory):
     path.write_text(path.read_text().replace("aten.flatten.using_ints", "os.system"))
 
 
+def spoil_overload(directory):
+    path = directory / "quantized" / "network.json"
+    path.write_text(path.read_text().replace("aten.flatten.using_ints", "aten.flatten.using_hands"))
+
+
 def spoil_source(directory):
     path = directory / "quantized" / "network.json"
     path.write_text(path.read_text().replace('"source":', '"sources":'))
@@ -236,6 +241,7 @@ FROM_FILE = "aten.from_file.default"
         (spoil_schema, "has schema 2, and this version of largebatch reads 1."),
         (spoil_weights, "was made of another weights than the run has (weights_sha256 "),
         (spoil_target, "does not describe a network (ValueError('os.system is no operator'))"),
+        (spoil_overload, "has no overload name 'using_hands'"),
         (spoil_source, "was made of another weights than the run has (weights_sha256 None, and here"),
         (forge_bias, "does not describe a network (ValueError('fc has tensors of other shapes or types'))"),
         (forge_operator, "does not describe a network (ValueError('conv1 is modules, or there twice'))"),
