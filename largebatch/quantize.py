@@ -72,9 +72,10 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
             f"below min_db={asked.min_db:g}: nothing was written. report=true says what that costs and which layers "
             f"lose most, max_drop=0.3 keeps those in floats, and min_db={math.floor(noise)} takes the network as it is."
         )
+    exported = _as_onnx(quantized.network) if asked.export == "onnx" else None
     size, floats = write(directory, quantized.network, source, recipe), report.float_bytes(model)
-    if asked.export == "onnx":
-        _export(directory / "network.onnx", quantized.network)
+    if exported is not None:
+        write_atomically(directory / "network.onnx", exported)
     return {
         "network": subject.name,
         "directory": str(directory),
@@ -130,7 +131,11 @@ def _costs(
     return quantized, facts
 
 
-def _export(path: Path, network: Network) -> None:
+def _as_onnx(network: Network) -> bytes:
     from largebatch.compress.engines.graph import as_onnx
 
-    write_atomically(path, as_onnx(network).SerializeToString())
+    try:
+        model = as_onnx(network)
+    except UserError as error:
+        raise UserError(f"export=onnx is not possible, and nothing was written: {error}") from None
+    return bytes(model.SerializeToString())

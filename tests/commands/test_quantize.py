@@ -278,6 +278,14 @@ def test_onnx_and_a_place_of_ones_own(digits_runs, tmp_path, call):
     assert onnx.load(tmp_path / "there" / "network.onnx").graph.input[0].name == "images"
 
 
+def test_what_cannot_be_written_to_onnx_leaves_nothing_behind(run, call, monkeypatch):
+    pytest.importorskip("onnx")
+    monkeypatch.setattr("largebatch.compress.engines.graph.RESHAPED", ())
+    sentence = refused(call, "quantize", f"run={run}", "images=16", "export=onnx", "device=cpu", "threads=1")
+    assert "export=onnx is not possible, and nothing was written: flatten is aten.flatten.using_ints" in sentence
+    assert not (run / "quantized").exists()
+
+
 def test_help_teaches(call):
     status, out, _ = call("quantize", "--help")
     assert status == 0

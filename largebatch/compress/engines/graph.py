@@ -226,7 +226,7 @@ def _call(graph: _Graph, node: Node) -> None:
 
 def _not_written(node: Node) -> UserError:
     return UserError(
-        f"{node.name} is {node.attributes['target']}, which is not written to ONNX: use engine=x86, or "
+        f"{node.name} is {node.attributes['target']}, which is not written to ONNX: engine=x86 computes it, and "
         "engine=reference where there is no x86 processor."
     )
 
