@@ -8,6 +8,7 @@ import multiprocessing.util
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,7 +23,7 @@ from largebatch.data.decode import DAMAGE, check_resized, choose_decoder, decode
 from largebatch.data.files import Split
 from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
-from largebatch.interrupt import end_with
+from largebatch.interrupt import FAULT
 
 _Problem = str | UserError | None  # a corrupt image, or what ends the run, as UserError cannot leave a loader process
 _Loaded = tuple[Tensor, Tensor, list[str | UserError]]  # pixels, labels and what was wrong, of a batch
@@ -214,7 +215,7 @@ class FolderSource:
             prefetch_factor=self._prefetch if self._workers else None,
             pin_memory=self._target.device.type == "cuda",
             collate_fn=_as_it_is,
-            worker_init_fn=functools.partial(_belong_to, os.getpid()),
+            worker_init_fn=_belong_to_the_run,
         )
         _take_loaders_along()
         for pixels, labels, problems in _watched(loader):
@@ -236,14 +237,19 @@ def _tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
 
-def _belong_to(run: int, worker: int) -> None:
+def _belong_to_the_run(worker: int) -> None:
     """Let a loader process live as long as its run: Ctrl-C and a scheduler's SIGTERM reach it too, and are the run's.
 
     Torch's own watch over the parent sees nothing while an image is read, and not a parent that died first.
     """
-    end_with(run)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _end_with(run: multiprocessing.process.BaseProcess) -> None:
+    run.join()  # by a pipe that the run has to hold: its parent, to the system, may be a fork server that lives on
+    os._exit(FAULT)
 
 
 @functools.cache  # once a process, however many loaders it has

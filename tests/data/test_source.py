@@ -226,6 +226,28 @@ def test_a_process_that_ends_in_the_middle_takes_its_loaders_along(folder):
     assert (done.returncode, done.stderr.splitlines()[-1]) == (1, b"KeyError: 'a bug'")
 
 
+def test_a_loader_that_is_busy_ends_with_a_run_that_is_killed(folder):
+    program = (
+        "import os, pickle, signal, sys, threading, time, torch\n"
+        "from largebatch.config import LoaderConfig\n"
+        "from largebatch.data import source as module\n"
+        "begun, begin = os.pipe()\n"
+        "module._Files.__getitems__ = lambda self, places: os.write(begin, b'.') and time.sleep(600)\n"
+        "target = module.Target(torch.device('cpu'), torch.float32)\n"
+        "loaders, folder = LoaderConfig(workers=2, prefetch=2), pickle.load(sys.stdin.buffer)\n"
+        "batches = module.open_source(folder, loaders, 0, target, cores=1).train([(0, torch.arange(3))] * 100)\n"
+        "threading.Thread(target=next, args=(batches,)).start()\n"
+        "os.read(begun, 1)\n"
+        "os.read(begun, 1)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    # Its output ends when the last process that could write to it is gone.
+    done = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(folder), capture_output=True, check=False, timeout=120
+    )
+    assert done.returncode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("raised", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
 def test_a_pipe_that_breaks_is_a_lost_loader(raised):
     def broken():
