@@ -70,7 +70,8 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
         raise UserError(
             f"the logits of {subject.name} stand only {noise:.1f} dB above what integers change in them, which is "
             f"below min_db={asked.min_db:g}: nothing was written. report=true says what that costs and which layers "
-            f"lose most, max_drop=0.3 keeps those in floats, and min_db={math.floor(max(noise, -999))} takes the network as it is."
+            "lose most, max_drop=0.3 keeps those in floats, and "
+            f"min_db={math.floor(max(noise, -999))} takes the network as it is."
         )
     exported = _as_onnx(quantized.network) if asked.export == "onnx" else None
     size, floats = write(directory, quantized.network, source, recipe), report.float_bytes(model)
