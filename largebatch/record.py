@@ -108,7 +108,8 @@ def default_directory(config: Config, precision: str, parent: Path | None = None
 
 def holds_run(directory: Path) -> bool:
     """Whether a run has been recorded there."""
-    return any((directory / name).exists() for name in ("provenance.json", "metrics.jsonl", "summary.json"))
+    # Not Path.exists(), which raises where the directory may not be looked into.
+    return any(os.access(directory / name, os.F_OK) for name in ("provenance.json", "metrics.jsonl", "summary.json"))
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import mmap
@@ -22,6 +23,7 @@ from largebatch.stats import final_error
 Columns = Mapping[str, NDArray[np.float64]]
 
 EPOCH = b'{"kind": "epoch"'  # how a line of an epoch begins: largebatch.record writes its kind first
+HINTS = 200  # directories that are searched, in each that lies beside what was not found: it may be the whole disk
 NEEDED = (  # keys of an experiment that reports read
     *("k", "n", "epochs", "lr.base", "lr.base_minibatch", "lr.scaling", "model.name", "dataset.name"),
     *("warmup.name", "warmup.epochs", "schedule.name", "optimizer.name", "precision", "pitfall"),
@@ -140,11 +142,12 @@ def _expand(pattern: str) -> list[Path]:
     return sorted(anchor.glob(str(path.relative_to(anchor))))
 
 
-def _runs_below(directory: Path) -> list[Path]:
+def _runs_below(directory: Path, most: int | None = None) -> list[Path]:
+    """Return the runs below a directory, or those in the first ``most`` directories there."""
     if holds_run(directory):
         return [directory]
     found = []
-    for parent, names, _ in os.walk(directory):
+    for parent, names, _ in itertools.islice(os.walk(directory), most):
         here = [name for name in sorted(names) if holds_run(Path(parent, name))]
         found += [Path(parent, name) for name in here]
         names[:] = sorted({*names} - {*here, REPLACED})
@@ -158,7 +161,7 @@ def _what_there_is(pattern: str) -> str:
     place = Path(pattern)
     while not place.is_dir():
         place = place.parent
-    counts = {path.name: len(_runs_below(path)) for path in sorted(place.iterdir()) if path.is_dir()}
+    counts = {path.name: len(_runs_below(path, HINTS)) for path in sorted(place.iterdir()) if path.is_dir()}
     shown = [f"{name} ({count} run{'s' * (count > 1)})" for name, count in counts.items() if count]
     where = "this directory" if place == Path() else str(place)
     if not shown:

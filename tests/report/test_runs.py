@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -163,6 +164,19 @@ def test_no_run_matches(record, tmp_path, monkeypatch, pattern, sentence):
     with pytest.raises(UserError) as error:
         find([pattern])
     assert str(error.value).startswith(sentence.removesuffix("…"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_no_run_matches_beside_what_may_not_be_read(tmp_path, monkeypatch):
+    """A path that is wrong from its beginning: the whole disk is not searched, and a closed directory is passed over."""
+    with pytest.raises(UserError, match=r"^runs=/proc/nothing matches no run: /proc holds none\.$"):
+        find(["/proc/nothing"])
+    monkeypatch.setattr(runs, "HINTS", 2)
+    for name in ("near", "deep/er/still"):
+        (tmp_path / "all" / name / "run").mkdir(parents=True)
+        (tmp_path / "all" / name / "run" / "summary.json").touch()
+    with pytest.raises(UserError, match=r"holds near \(1 run\)\.$"):
+        find([str(tmp_path / "all" / "nothing")])
 
 
 def test_only_a_small_part_of_a_long_record_is_read(record):
