@@ -168,7 +168,7 @@ def test_no_run_matches(record, tmp_path, monkeypatch, pattern, sentence):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
 def test_no_run_matches_beside_what_may_not_be_read(tmp_path, monkeypatch):
-    """A path that is wrong from its beginning: the whole disk is not searched, and a closed directory is passed over."""
+    """A path that is wrong from its beginning: the whole disk is not searched, a closed directory is passed over."""
     with pytest.raises(UserError, match=r"^runs=/proc/nothing matches no run: /proc holds none\.$"):
         find(["/proc/nothing"])
     monkeypatch.setattr(runs, "HINTS", 2)
