@@ -1,0 +1,78 @@
+"""What the records of the study say, by the names of its experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from plan import ARMS, BASELINE, MARGIN, RECIPE
+
+from largebatch.report.paper import Published, published
+from largebatch.report.rows import Row, make_rows
+from largebatch.report.select import Group, Selection, select
+from largebatch.report.statistics import Comparison, Spread, compare
+from largebatch.report.table import NONE, difference, spread, verdict
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The runs of every experiment that has some, by name."""
+
+    groups: Mapping[str, Group]
+
+    @classmethod
+    def of(cls, records: Path) -> Evidence:
+        """Read all records below a directory.
+
+        Raises:
+            ValueError: a record belongs to no experiment of the study, or could not be read.
+        """
+        selection = select([str(records)], "none")
+        if selection.corrupt:
+            raise ValueError(f"records that cannot be read: {selection.corrupt}")
+        groups = {}
+        for group in selection.groups:
+            names = [name for name, arm in ARMS.items() if group.matches({**RECIPE, **arm.settings})]
+            if len(names) != 1:
+                raise ValueError(f"{group.runs[0].directory} belongs to {names or 'no experiment'} of the study")
+            groups[names[0]] = group
+        return cls({name: groups[name] for name in ARMS if name in groups})
+
+    def selection(self, names: Iterable[str]) -> Selection:
+        """Return these experiments, with the baseline first, as reports take them."""
+        others = [self.groups[name] for name in names if name != BASELINE]
+        baseline = self.groups[BASELINE]
+        return Selection((baseline, *others), baseline, (), ())
+
+    def row(self, name: str, other: str = BASELINE) -> Row:
+        """Return an experiment's row in a table that compares with ``other``."""
+        group, against = self.groups[name], self.groups[other]
+        groups = (against,) if group is against else (against, group)
+        return make_rows(Selection(groups, against, (), ()), MARGIN)[-1]
+
+    def comparison(self, name: str, other: str = BASELINE) -> Comparison:
+        """Compare two experiments: the first one's error minus the other's."""
+        group, against = self.groups[name], self.groups[other]
+        return compare(group.errors, against.errors, MARGIN, bool(group.diverged or against.diverged))
+
+    def mean(self, name: str) -> float:
+        """Return the mean final error in %."""
+        return Spread.of(self.groups[name].errors).mean
+
+    def error(self, name: str) -> str:
+        """Return mean ± std of the final errors, and how many runs have none."""
+        group = self.groups[name]
+        said = spread(Spread.of(group.errors) if group.errors else None)
+        return said + f", {len(group.diverged)} of {len(group.runs)} diverged" * bool(group.diverged)
+
+    def against(self, name: str, other: str = BASELINE) -> tuple[str, str]:
+        """Return the difference in points with its 95 % interval, and the verdict, in words."""
+        row = self.row(name, other)
+        return difference(row), verdict(row)
+
+
+def theirs(table: str, kn: int, what: str = "") -> str:
+    """Return what the paper published for a row: mean ± std in %."""
+    row: Published = next(row for row in published(table).rows if row.kn == kn and what in row.what)
+    return NONE if row.error is None else f"{row.error:.2f} ± {row.std:.2f}"
