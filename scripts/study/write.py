@@ -3,20 +3,29 @@
     largebatch compact runs=runs/study out=results/study/records
     python scripts/study/write.py results/study
 
-Written there: README.md, table.md, report.html and the figures.
+The records are in records/ and trials/ there; README.md, table.md, report.html and the figures are written beside.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from evidence import Evidence
-from plan import MARGIN, SIZES, named
+import jinja2
+from evidence import Evidence, theirs
+from plan import BASELINE, BEYOND, FULL, HOLDS, MARGIN, SIZES, named
 
-from largebatch.report.table import NONE
+from largebatch.report.figures import curves, scaling
+from largebatch.report.figures.style import styled
+from largebatch.report.output import encode, write
+from largebatch.report.page import page
+from largebatch.report.paper import published
+from largebatch.report.runs import Run, find, load
+from largebatch.report.table import NONE, table
 
 HERE = Path(__file__).parent
+CURVES = (128, 512, 1024, 2048)  # kn
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -27,27 +36,180 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def figure1(evidence: Evidence) -> str:
     """Return the table of every kn, against the baseline."""
-    heads = ("kn", "k", "rate", "iterations", "error %", "difference to kn = 256", f"within ± {MARGIN:g}?")
+    heads = ("kn", "k", "rate", "iterations", "error %", "difference to the baseline", "verdict")
     rows = []
     for kn in SIZES:
         group = evidence.groups[named(kn)]
-        iterations = group.runs[0].summary["iterations"]
-        numbers = (str(kn), str(group.k), f"{group.reference_rate:g}", f"{iterations:,}")
+        iterations = f"{group.runs[0].summary['scheduled_iterations']:,}"
+        numbers = (str(kn), str(group.k), f"{group.reference_rate:g}", iterations)
         rows.append((*numbers, evidence.error(named(kn)), *evidence.against(named(kn))))
     return markdown(heads, rows)
 
 
-def versus(evidence: Evidence, rows: Sequence[tuple[str, str, str, str]], paper: str) -> str:
-    """Return a table of experiments, each against another, beside the published errors.
+def versus(evidence: Evidence, rows: Sequence[Sequence[str]], head: str = "") -> str:
+    """Return a table of experiments, each against another one.
 
     Args:
         evidence: The records.
-        rows: What it is, the experiment, the one that it is compared with, and what was published.
-        paper: Head of the last column.
+        rows: What it is, the experiment's name, that of the one it is compared with, and what was published, if any.
+        head: Of the last column, where something was.
     """
-    heads = ("", "error %", "difference", f"within ± {MARGIN:g}?", paper)
+    heads = ("", "error %", "difference", "verdict", *([head] if head else []))
     lines = []
-    for what, name, other, beside in rows:
+    for what, name, other, *beside in rows:
         compared = (NONE, NONE) if name == other else evidence.against(name, other)
-        lines.append((what, evidence.error(name), *compared, beside))
+        lines.append((what, evidence.error(name), *compared, *beside))
     return markdown(heads, lines)
+
+
+def table1(evidence: Evidence) -> str:
+    """Return the table of warmups, each against the gradual one of its kn."""
+    words = {"_none": "without warmup", "_constant": "constant", "": "gradual"}
+    rows = [("kn = 256, baseline", BASELINE, BASELINE, theirs("table1", 256))]
+    for kn in (HOLDS, BEYOND):
+        for end, what in words.items():
+            row = {"_none": "no warmup", "_constant": "constant", "": "gradual"}[end]
+            beside = theirs("table1", 8192, row) if kn == HOLDS else NONE
+            rows.append((f"kn = {kn}, {what}", named(kn) + end, named(kn), beside))
+    return versus(evidence, rows, "published, kn = 8192")
+
+
+def table2a(evidence: Evidence) -> str:
+    """Return the table of rates, each against the reference rate of its kn."""
+    small, large, beyond = BASELINE, named(HOLDS), named(BEYOND)
+    return versus(
+        evidence,
+        [
+            ("kn = 256, η = 0.2", f"{small}_half", small, theirs("table2a", 256, "0.05")),
+            ("kn = 256, η = 0.4", small, small, theirs("table2a", 256, "0.1")),
+            ("kn = 256, η = 0.8", f"{small}_double", small, theirs("table2a", 256, "0.2")),
+            (f"kn = {HOLDS}, half: 0.4", f"{large}_half", large, theirs("table2a", 8192, "0.05 ·")),
+            (f"kn = {HOLDS}, linear: 0.8", large, large, theirs("table2a", 8192, "0.1 · 32")),
+            (f"kn = {HOLDS}, double: 1.6", f"{large}_double", large, theirs("table2a", 8192, "0.2 ·")),
+            (f"kn = {BEYOND}, linear: 1.6", beyond, beyond, NONE),
+            (f"kn = {BEYOND}, square root: 0.8", f"{beyond}_sqrt", beyond, theirs("table2a", 8192, "√")),
+            (f"kn = {BEYOND}, not scaled: 0.4", f"{beyond}_unscaled", beyond, theirs("table2a", 8192, "η = 0.1")),
+        ],
+        "published, kn = 256 and 8192",
+    )
+
+
+def table2b(evidence: Evidence) -> str:
+    """Return the table of starting weights, each against those of the study."""
+    rows = []
+    for kn, their_kn in ((256, 256), (HOLDS, 8192)):
+        name = named(kn)
+        rows += [
+            (f"kn = {kn}, PyTorch's", name, name, NONE),
+            (f"kn = {kn}, He's and γ = 1", f"{name}_gamma1", name, theirs("table2b", their_kn, "1")),
+            (f"kn = {kn}, He's and γ = 0", f"{name}_gamma0", name, theirs("table2b", their_kn, "0")),
+        ]
+    name = named(HOLDS)
+    rows += [(f"kn = {HOLDS}, He's and γ = 0, without warmup", f"{name}_gamma0_none", f"{name}_gamma0", NONE)]
+    return versus(evidence, rows, "published, kn = 256 and 8192")
+
+
+def workers(evidence: Evidence) -> str:
+    """Return the table of per-worker n, each against n = 32 and as many samples in all."""
+    name = named(HOLDS)
+    return versus(
+        evidence,
+        [
+            (f"n = 8, k = {HOLDS // 8}", f"{name}_n8", name),
+            (f"n = 32, k = {HOLDS // 32}", name, name),
+            (f"n = 128, k = {HOLDS // 128}", f"{name}_n128", name),
+        ],
+    )
+
+
+def lars(evidence: Evidence) -> str:
+    """Return the table of LARS beside SGD."""
+    return versus(evidence, [("SGD", "study_4k", "study_4k"), ("LARS", "study_4k_lars", "study_4k")])
+
+
+def trials(directory: Path) -> str:
+    """Return the table of the trials, in the order in which they began."""
+    heads = ("images", "start", "epochs", "kn", "rate", "warmup", "error %")
+    runs = sorted(map(load, find([str(directory)])), key=lambda run: str(run.provenance["started"]))
+    return markdown(heads, [_trial(run) for run in runs])
+
+
+def _trial(run: Run) -> tuple[str, ...]:
+    values = run.experiment
+    model, kn, rate = values["model"], values["k"] * values["n"], values["lr"]
+    start = "PyTorch's" if model["init"] == "own" else f"He's, γ = {0 if model['zero_gamma'] else 1}"
+    name = "" if model["name"] == "resnet8" else f"{model['name']}, "
+    optimizer = "" if values["optimizer"]["name"] == "sgd" else f" ({values['optimizer']['name'].upper()})"
+    scaled = rate["base"] * kn / rate["base_minibatch"]
+    warmup = values["warmup"]["name"] if kn > rate["base_minibatch"] else "none"
+    error = NONE if run.final_error is None else f"{run.final_error:.2f}"
+    if run.status == "diverged":
+        error = "diverged"
+    images = f"{values['dataset']['train_images']:,}"
+    return images, name + start, str(values["epochs"]), str(kn), f"{scaled:g}{optimizer}", warmup, error
+
+
+def compute_time(evidence: Evidence) -> dict[str, str]:
+    """Return what the runs took, in words: their number, images, hours and median speed."""
+    runs = [run for group in evidence.groups.values() for run in group.runs]
+    images = sum(run.summary["iterations"] * run.experiment["k"] * run.experiment["n"] for run in runs)
+    hours = sum(float(run.seconds or 0) for run in runs) / 3600
+    return {"runs": str(len(runs)), "images": f"{images / 1e6:.1f} million", "hours": f"{hours:.1f}"}
+
+
+def render(evidence: Evidence, trial_records: Path) -> str:
+    """Return the page's text."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
+    )
+    return environment.get_template("page.md").render(
+        error=evidence.error,
+        mean=evidence.mean,
+        against=lambda *names: evidence.against(*names)[0],
+        verdict=lambda *names: evidence.against(*names)[1],
+        comparison=evidence.comparison,
+        figure1=figure1(evidence),
+        table1=table1(evidence),
+        table2a=table2a(evidence),
+        table2b=table2b(evidence),
+        workers=workers(evidence),
+        lars=lars(evidence),
+        trials=trials(trial_records),
+        margin=f"{MARGIN:g}",
+        size=FULL,
+        spent=compute_time(evidence),
+    )
+
+
+def draw(evidence: Evidence, out: Path) -> None:
+    """Write the figures."""
+    figures = {
+        "scaling": scaling.draw(evidence.selection(map(named, SIZES)), published("figure1"), MARGIN),
+        "curves": curves.draw(evidence.selection(map(named, SIZES)), curves.CurveOptions(recomputed=True)),
+        "warmup": curves.draw(
+            evidence.selection([named(kn) + end for kn in (HOLDS, BEYOND) for end in ("_none", "_constant", "")]),
+            curves.CurveOptions(),
+        ),
+    }
+    for name, figure in figures.items():
+        for ending in (".svg", ".png"):
+            write(out / f"{name}{ending}", encode(figure, ending))
+
+
+def main() -> None:
+    """Write all that follows from the records of one directory."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, help="directory with records/ and trials/; the page is written there")
+    results = parser.parse_args().results
+    evidence = Evidence.of(results / "records")
+    (results / "README.md").write_text(render(evidence, results / "trials"), encoding="utf-8")
+    everything = evidence.selection(evidence.groups)
+    (results / "table.md").write_text(table(everything, MARGIN, "markdown", None) + "\n", encoding="utf-8")
+    with styled():
+        write(results / "report.html", page(everything, MARGIN).encode())
+        draw(evidence, results)
+    print(f"{results / 'README.md'}, table.md, report.html and figures, from {len(everything.runs)} runs")
+
+
+if __name__ == "__main__":
+    main()
