@@ -1,6 +1,6 @@
 # `make train` and `make test` set up all they need: make, python3 (3.11 or later) and a network are enough.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test acceptance peers lint type format bench results golden clean python
+.PHONY: help setup train test acceptance peers lint type format bench study results golden clean python
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -42,6 +42,9 @@ format: .venv/synced ## put the code in style
 bench: .venv/synced ## measure the speed of a training step and of the loader here
 	$(BIN)/largebatch bench
 
+study: .venv/synced ## run the study of results/study, and go on where it stopped; quick=true: ten minutes of it
+	$(BIN)/python scripts/study/run.py $(if $(filter true,$(quick)),--quick,$(if $(filter-out false,$(quick)),$(error quick=$(quick): it takes true or false)))
+
 results: .venv/synced ## draw figures and tables again from the committed records
 	$(BIN)/largebatch plot curves runs=results/digits out=results/digits/curves.svg
 	$(BIN)/largebatch plot curves 'runs=results/digits/k1-*' 'runs=results/digits/k8-n32-gradual-*' \
@@ -52,6 +55,7 @@ results: .venv/synced ## draw figures and tables again from the committed record
 	$(BIN)/largebatch report runs=results/digits out=results/digits/report.html
 	$(BIN)/largebatch plot curves runs=results/digits-curves out=results/digits-curves/curves.svg out=results/digits-curves/curves.png
 	$(BIN)/python scripts/pitfalls.py results/pitfalls
+	$(BIN)/python scripts/study/write.py results/study/records results/study
 	$(BIN)/largebatch plot probe runs=results/probe/digits runs=results/probe/fashion_mnist baseline=none \
 		allow_mixed=true out=results/probe/probe.png
 	$(BIN)/largebatch plot probe runs=results/probe/warmup baseline=none out=results/probe/warmup.png

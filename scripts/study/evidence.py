@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from plan import ARMS, BASELINE, MARGIN, RECIPE
+from plan import ARMS, BASELINE, BEYOND, HOLDS, MARGIN, RECIPE, named
 
 from largebatch.report.paper import Published, published
 from largebatch.report.rows import Row, make_rows
 from largebatch.report.select import Group, Selection, select
-from largebatch.report.statistics import Comparison, Spread, compare
+from largebatch.report.statistics import EQUIVALENT, WORSE, Comparison, Spread, compare
 from largebatch.report.table import NONE, difference, spread, verdict
 
 
@@ -76,3 +76,13 @@ def theirs(table: str, kn: int, what: str = "") -> str:
     """Return what the paper published for a row: mean ± std in %."""
     row: Published = next(row for row in published(table).rows if row.kn == kn and what in row.what)
     return NONE if row.error is None else f"{row.error:.2f} ± {row.std:.2f}"
+
+
+def claims(evidence: Evidence) -> dict[str, bool]:
+    """Return what the study says in short, and whether these records bear it out: the same in every size of it."""
+    holds = evidence.comparison(named(HOLDS)).verdict == EQUIVALENT
+    unwarmed = evidence.comparison(f"{named(BEYOND)}_none", named(BEYOND)).verdict == WORSE
+    return {
+        f"kn = {HOLDS} is equivalent to the baseline, kn = 64, within ± {MARGIN:g} points": holds,
+        f"kn = {BEYOND} without warmup is worse than with it": unwarmed,
+    }

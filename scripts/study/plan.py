@@ -6,11 +6,12 @@ An experiment ``x`` is ``conf/experiment/x.yaml``; what is said of it here is ho
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-BASELINE = "study_256"
-HOLDS, BEYOND = 512, 1024  # kn: the largest that gradual warmup holds, by the trials, and the next
+BASELINE = "study_64"
+HOLDS = 256  # kn that is to match the baseline
+LARGE, BEYOND = 512, 1024  # kn at which warmups, rates and starts are compared
 MARGIN = 1.0  # points within which two errors count as equal
 # What an experiment is unless it says otherwise.
 RECIPE: Mapping[str, Any] = {
@@ -40,10 +41,7 @@ def named(kn: int) -> str:
 SIZES = tuple(2**power for power in range(6, 14))  # 64 to 8k: beyond, an epoch of 8,192 images has no iteration
 PAPER = {"model.init": "paper"}
 ARMS: Mapping[str, Arm] = {
-    **{
-        named(kn): Arm(f"Figure 1: kn = {kn}" + ", the baseline" * (kn == 256), {"k": kn // 32})
-        for kn in (256, *(kn for kn in SIZES if kn != 256))
-    },
+    **{named(kn): Arm(f"Figure 1: kn = {kn}" + ", the baseline" * (kn == 64), {"k": kn // 32}) for kn in SIZES},
     "study_512_none": Arm("Table 1: kn = 512 without warmup", {"k": 16, "warmup.name": "none"}),
     "study_512_constant": Arm("Table 1: kn = 512, constant warmup", {"k": 16, "warmup.name": "constant"}),
     "study_1k_none": Arm("Table 1: kn = 1024 without warmup", {"k": 32, "warmup.name": "none"}),
@@ -52,8 +50,8 @@ ARMS: Mapping[str, Arm] = {
     "study_256_double": Arm("Table 2a: kn = 256 at twice the reference rate", {"k": 8, "lr.base": 0.8}),
     "study_512_half": Arm("Table 2a: kn = 512 at half the reference rate", {"k": 16, "lr.base": 0.2}),
     "study_512_double": Arm("Table 2a: kn = 512 at twice the reference rate", {"k": 16, "lr.base": 0.8}),
-    "study_1k_unscaled": Arm("Table 2a: kn = 1024 at the baseline's rate", {"k": 32, "lr.scaling": "none"}),
-    "study_1k_sqrt": Arm("Table 2a: kn = 1024, the rate scaled by a square root", {"k": 32, "lr.scaling": "sqrt"}),
+    "study_1k_unscaled": Arm("Table 2a: kn = 1024 at the rate of kn = 256", {"k": 32, "lr.scaling": "none"}),
+    "study_1k_sqrt": Arm("Table 2a: kn = 1024, the rate scaled by √4 from kn = 256", {"k": 32, "lr.scaling": "sqrt"}),
     "study_256_gamma1": Arm(
         "Table 2b: kn = 256, the paper's starting weights but for γ = 1", {"k": 8, **PAPER, "model.zero_gamma": False}
     ),
@@ -79,6 +77,7 @@ class Size:
     Attributes:
         arms: Names of experiments; the baseline first.
         seeds: Of every experiment.
+        more: Experiments that take further seeds, and these.
         train_images: Images of the training set.
         val_images: Images to validate on.
         epochs: Of every run.
@@ -87,11 +86,30 @@ class Size:
 
     arms: tuple[str, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
+    more: tuple[tuple[str, ...], tuple[int, ...]] = ((), ())
     train_images: int = 8192
     val_images: int = 5000
     epochs: int = 30
-    words: tuple[str, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sweeps(self) -> list[tuple[tuple[str, ...], tuple[int, ...]]]:
+        """Experiments and the seeds of each of them."""
+        return [(self.arms, self.seeds), *([self.more] if self.more[0] else [])]
+
+    def seeds_of(self, name: str) -> list[int]:
+        """Return the seeds of one experiment."""
+        return [seed for arms, seeds in self.sweeps if name in arms for seed in seeds]
+
+    @property
+    def runs(self) -> int:
+        """How many runs there are in all."""
+        return sum(len(arms) * len(seeds) for arms, seeds in self.sweeps)
 
 
-FULL = Size(tuple(ARMS))
-QUICK = Size((BASELINE, "study_512", "study_1k", "study_1k_none"), epochs=16, words=("epochs=16", "bn.recompute=false"))
+FULL = Size(tuple(ARMS), more=(tuple(map(named, (64, 128, 256, 512))), (3, 4)))
+QUICK = Size(
+    (BASELINE, named(HOLDS), named(BEYOND), f"{named(BEYOND)}_none"),
+    epochs=16,
+    words={"epochs": "16", "bn.recompute": "false"},
+)

@@ -1,8 +1,8 @@
-"""Run the study of results/study: its experiments, three seeds each, and its page of them. Stopped, it goes on.
+"""Run the study of results/study, and write the page of it. Stopped and started again, it goes on.
 
     python scripts/study/run.py                 # all of it, in runs/study
     python scripts/study/run.py --quick         # ten minutes of it, in runs/study-quick
-    python scripts/study/run.py DIRECTORY launcher.jobs=1 device=cuda    # elsewhere; further words go to every run
+    python scripts/study/run.py launcher.jobs=4 device=cuda    # further words go to every run
 
 It first says how many images there are to compute, and how long that takes here.
 """
@@ -16,13 +16,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from evidence import Evidence, claims
 from plan import FULL, QUICK, Size
+from write import page
 
 from data import take_first
-from largebatch.data.sets import DEBIAN_FASHION
+from largebatch.config import UserError
 from largebatch.report.runs import load
-
-HERE = Path(__file__).parent
 
 
 def largebatch(*words: str) -> None:
@@ -32,42 +32,66 @@ def largebatch(*words: str) -> None:
         sys.exit(status)
 
 
-def state_budget(size: Size, words: list[str], jobs: int) -> None:
+def state_budget(size: Size, words: dict[str, str]) -> None:
     """Time an epoch of the baseline, and say what all of the study will take."""
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory, "run")
-        words = [word for word in words if not word.startswith(("launcher.", "hydra."))]
+        of_the_run = [f"{key}={value}" for key, value in words.items() if not key.startswith(("launcher.", "hydra."))]
         iterations = f"iterations={2 * size.train_images // 256}"  # the second epoch is timed: the first one warms up
-        largebatch("train", f"experiment={size.arms[0]}", iterations, f"run_dir={run}", *words)
+        largebatch("train", f"experiment={size.arms[0]}", iterations, f"run_dir={run}", *of_the_run)
         speed = float(load(run).epochs["images_per_second"][-1])
-    runs = len(size.arms) * len(size.seeds)
-    images = runs * size.epochs * size.train_images
-    hours = images / speed / jobs / 3600
+    jobs = int(words["launcher.jobs"])
+    images = size.runs * size.epochs * size.train_images
     print(
-        f"{len(size.arms)} experiments × {len(size.seeds)} seeds × {size.epochs} epochs × {size.train_images:,} images "
-        f"= {images / 1e6:,.1f} million images; at {speed:,.0f} images/s a run, {jobs} at once: {hours:.1f} hours, and "
-        "validation."
+        f"{len(size.arms)} experiments, {size.runs} runs × {size.epochs} epochs × {size.train_images:,} images = "
+        f"{images / 1e6:,.1f} million images. At {speed:,.0f} images/s a run, {jobs} at once: "
+        f"{images / speed / jobs / 60:,.0f} minutes of training, and validation.",
+        flush=True,
     )
 
 
+def words_for(size: Size, root: Path, asked: list[str]) -> dict[str, str]:
+    """Return what every run is told: by default as many runs at once as there are cores, a thread each."""
+    words = {
+        "dataset.root": str(root),
+        "threads": "1",
+        "channels_last": "true",
+        "loader.workers": "0",
+        "launcher.jobs": str(os.cpu_count() or 1),
+        **size.words,
+    }
+    for word in asked:
+        key, equals, value = word.partition("=")
+        if not equals:
+            sys.exit(f"study: '{word}' is not key=value: further words are overrides for every run.")
+        words[key] = value
+    return words
+
+
 def main() -> None:
-    """Make the data, state the budget, sweep, and write the page."""
+    """Make the data, state the budget, run the sweep, and say what it found."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="ten minutes of it: two claims, fewer epochs")
-    parser.add_argument("directory", type=Path, nargs="?", help="of the sweep; by default runs/study or …-quick")
-    parser.add_argument("words", nargs="*", help="key=value, for every run")
+    parser.add_argument("--directory", type=Path, help="of the sweep; by default runs/study, or runs/study-quick")
+    parser.add_argument("words", nargs="*", metavar="key=value", help="overrides for every run")
     asked = parser.parse_args()
     size = QUICK if asked.quick else FULL
     directory = asked.directory or Path("runs", "study-quick" if asked.quick else "study")
-    root = directory / "data"
-    take_first(DEBIAN_FASHION, root, size.train_images, size.val_images)
-    jobs = os.cpu_count() or 1
-    # On a processor: as many runs at once as it has cores, a thread each. What is asked for comes later, and wins.
-    here = ["threads=1", "channels_last=true", "loader.workers=0", f"launcher.jobs={jobs}"]
-    words = [f"dataset.root={root.resolve()}", *here, *size.words, *asked.words]
-    state_budget(size, words, jobs)
-    names, seeds = ",".join(size.arms), ",".join(map(str, size.seeds))
-    largebatch("train", "-m", f"experiment={names}", f"seed={seeds}", f"hydra.sweep.dir={directory}", *words)
+    words = words_for(size, directory / "data", asked.words)
+    try:
+        take_first(directory / "data", size.train_images, size.val_images)
+    except UserError as error:
+        sys.exit(f"study: {error}")
+    state_budget(size, words)
+    for arms, seeds in size.sweeps:
+        experiments, numbers = f"experiment={','.join(arms)}", f"seed={','.join(map(str, seeds))}"
+        overrides = [f"{key}={value}" for key, value in words.items()]
+        largebatch("train", "-m", experiments, numbers, f"hydra.sweep.dir={directory}", *overrides)
+    if asked.quick:
+        for claim, holds in claims(Evidence.of(directory)).items():
+            print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
+    else:
+        page(directory, directory / "page")
 
 
 if __name__ == "__main__":

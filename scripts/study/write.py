@@ -1,9 +1,9 @@
 """Write the page of the study, its tables and figures, from run records.
 
     largebatch compact runs=runs/study out=results/study/records
-    python scripts/study/write.py results/study
+    python scripts/study/write.py results/study/records results/study
 
-The records are in records/ and trials/ there; README.md, table.md, report.html and the figures are written beside.
+Written are README.md, table.md, report.html and the figures.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from pathlib import Path
 
 import jinja2
 from evidence import Evidence, theirs
-from plan import BASELINE, BEYOND, FULL, HOLDS, MARGIN, SIZES, named
+from plan import BEYOND, FULL, LARGE, MARGIN, SIZES, named
 
 from largebatch.report.figures import curves, scaling
 from largebatch.report.figures.style import styled
 from largebatch.report.output import encode, write
-from largebatch.report.page import page
+from largebatch.report.page import page as html
 from largebatch.report.paper import published
 from largebatch.report.runs import Run, find, load
 from largebatch.report.table import NONE, table
 
 HERE = Path(__file__).parent
+TRIALS = HERE.parents[1] / "results" / "study" / "trials"
 CURVES = (128, 512, 1024, 2048)  # kn
 
 
@@ -65,27 +66,27 @@ def versus(evidence: Evidence, rows: Sequence[Sequence[str]], head: str = "") ->
 def table1(evidence: Evidence) -> str:
     """Return the table of warmups, each against the gradual one of its kn."""
     words = {"_none": "without warmup", "_constant": "constant", "": "gradual"}
-    rows = [("kn = 256, baseline", BASELINE, BASELINE, theirs("table1", 256))]
-    for kn in (HOLDS, BEYOND):
+    rows = [("kn = 256", named(256), named(256), theirs("table1", 256))]
+    for kn in (LARGE, BEYOND):
         for end, what in words.items():
             row = {"_none": "no warmup", "_constant": "constant", "": "gradual"}[end]
-            beside = theirs("table1", 8192, row) if kn == HOLDS else NONE
+            beside = theirs("table1", 8192, row) if kn == LARGE else NONE
             rows.append((f"kn = {kn}, {what}", named(kn) + end, named(kn), beside))
     return versus(evidence, rows, "published, kn = 8192")
 
 
 def table2a(evidence: Evidence) -> str:
     """Return the table of rates, each against the reference rate of its kn."""
-    small, large, beyond = BASELINE, named(HOLDS), named(BEYOND)
+    small, large, beyond = named(256), named(LARGE), named(BEYOND)
     return versus(
         evidence,
         [
             ("kn = 256, η = 0.2", f"{small}_half", small, theirs("table2a", 256, "0.05")),
             ("kn = 256, η = 0.4", small, small, theirs("table2a", 256, "0.1")),
             ("kn = 256, η = 0.8", f"{small}_double", small, theirs("table2a", 256, "0.2")),
-            (f"kn = {HOLDS}, half: 0.4", f"{large}_half", large, theirs("table2a", 8192, "0.05 ·")),
-            (f"kn = {HOLDS}, linear: 0.8", large, large, theirs("table2a", 8192, "0.1 · 32")),
-            (f"kn = {HOLDS}, double: 1.6", f"{large}_double", large, theirs("table2a", 8192, "0.2 ·")),
+            (f"kn = {LARGE}, half: 0.4", f"{large}_half", large, theirs("table2a", 8192, "0.05 ·")),
+            (f"kn = {LARGE}, linear: 0.8", large, large, theirs("table2a", 8192, "0.1 · 32")),
+            (f"kn = {LARGE}, double: 1.6", f"{large}_double", large, theirs("table2a", 8192, "0.2 ·")),
             (f"kn = {BEYOND}, linear: 1.6", beyond, beyond, NONE),
             (f"kn = {BEYOND}, square root: 0.8", f"{beyond}_sqrt", beyond, theirs("table2a", 8192, "√")),
             (f"kn = {BEYOND}, not scaled: 0.4", f"{beyond}_unscaled", beyond, theirs("table2a", 8192, "η = 0.1")),
@@ -97,27 +98,27 @@ def table2a(evidence: Evidence) -> str:
 def table2b(evidence: Evidence) -> str:
     """Return the table of starting weights, each against those of the study."""
     rows = []
-    for kn, their_kn in ((256, 256), (HOLDS, 8192)):
+    for kn, their_kn in ((256, 256), (LARGE, 8192)):
         name = named(kn)
         rows += [
             (f"kn = {kn}, PyTorch's", name, name, NONE),
             (f"kn = {kn}, He's and γ = 1", f"{name}_gamma1", name, theirs("table2b", their_kn, "1")),
             (f"kn = {kn}, He's and γ = 0", f"{name}_gamma0", name, theirs("table2b", their_kn, "0")),
         ]
-    name = named(HOLDS)
-    rows += [(f"kn = {HOLDS}, He's and γ = 0, without warmup", f"{name}_gamma0_none", f"{name}_gamma0", NONE)]
+    name = named(LARGE)
+    rows += [(f"kn = {LARGE}, He's and γ = 0, without warmup", f"{name}_gamma0_none", f"{name}_gamma0", NONE)]
     return versus(evidence, rows, "published, kn = 256 and 8192")
 
 
 def workers(evidence: Evidence) -> str:
     """Return the table of per-worker n, each against n = 32 and as many samples in all."""
-    name = named(HOLDS)
+    name = named(LARGE)
     return versus(
         evidence,
         [
-            (f"n = 8, k = {HOLDS // 8}", f"{name}_n8", name),
-            (f"n = 32, k = {HOLDS // 32}", name, name),
-            (f"n = 128, k = {HOLDS // 128}", f"{name}_n128", name),
+            (f"n = 8, k = {LARGE // 8}", f"{name}_n8", name),
+            (f"n = 32, k = {LARGE // 32}", name, name),
+            (f"n = 128, k = {LARGE // 128}", f"{name}_n128", name),
         ],
     )
 
@@ -157,7 +158,7 @@ def compute_time(evidence: Evidence) -> dict[str, str]:
     return {"runs": str(len(runs)), "images": f"{images / 1e6:.1f} million", "hours": f"{hours:.1f}"}
 
 
-def render(evidence: Evidence, trial_records: Path) -> str:
+def render(evidence: Evidence) -> str:
     """Return the page's text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE), undefined=jinja2.StrictUndefined, keep_trailing_newline=True
@@ -174,7 +175,7 @@ def render(evidence: Evidence, trial_records: Path) -> str:
         table2b=table2b(evidence),
         workers=workers(evidence),
         lars=lars(evidence),
-        trials=trials(trial_records),
+        trials=trials(TRIALS),
         margin=f"{MARGIN:g}",
         size=FULL,
         spent=compute_time(evidence),
@@ -187,7 +188,7 @@ def draw(evidence: Evidence, out: Path) -> None:
         "scaling": scaling.draw(evidence.selection(map(named, SIZES)), published("figure1"), MARGIN),
         "curves": curves.draw(evidence.selection(map(named, SIZES)), curves.CurveOptions(recomputed=True)),
         "warmup": curves.draw(
-            evidence.selection([named(kn) + end for kn in (HOLDS, BEYOND) for end in ("_none", "_constant", "")]),
+            evidence.selection([named(kn) + end for kn in (LARGE, BEYOND) for end in ("_none", "_constant", "")]),
             curves.CurveOptions(),
         ),
     }
@@ -196,19 +197,26 @@ def draw(evidence: Evidence, out: Path) -> None:
             write(out / f"{name}{ending}", encode(figure, ending))
 
 
-def main() -> None:
-    """Write all that follows from the records of one directory."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, help="directory with records/ and trials/; the page is written there")
-    results = parser.parse_args().results
-    evidence = Evidence.of(results / "records")
-    (results / "README.md").write_text(render(evidence, results / "trials"), encoding="utf-8")
+def page(records: Path, out: Path) -> None:
+    """Write all that follows from the records below a directory."""
+    evidence = Evidence.of(records)
     everything = evidence.selection(evidence.groups)
-    (results / "table.md").write_text(table(everything, MARGIN, "markdown", None) + "\n", encoding="utf-8")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "README.md").write_text(render(evidence), encoding="utf-8")
+    (out / "table.md").write_text(table(everything, MARGIN, "markdown", None) + "\n", encoding="utf-8")
     with styled():
-        write(results / "report.html", page(everything, MARGIN).encode())
-        draw(evidence, results)
-    print(f"{results / 'README.md'}, table.md, report.html and figures, from {len(everything.runs)} runs")
+        write(out / "report.html", html(everything, MARGIN).encode())
+        draw(evidence, out)
+    print(f"{out / 'README.md'}, table.md, report.html and figures, from {len(everything.runs)} runs")
+
+
+def main() -> None:
+    """Write the page of one directory of records."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", type=Path, help="directory of run records")
+    parser.add_argument("out", type=Path, help="directory to write")
+    asked = parser.parse_args()
+    page(asked.records, asked.out)
 
 
 if __name__ == "__main__":
