@@ -17,18 +17,19 @@ import tempfile
 from pathlib import Path
 
 from evidence import Evidence, claims
-from plan import FULL, QUICK, Size
+from plan import FULL, QUICK, Size, named
 from write import page
 
 from data import take_first
+from largebatch.commands.outcome import DIVERGED
 from largebatch.config import UserError
 from largebatch.report.runs import load
 
 
 def largebatch(*words: str) -> None:
-    """Run the command of this Python; end as it ends where it fails."""
+    """Run the command of this Python; end as it ends where it fails. A run that diverges is a result."""
     status = subprocess.run([sys.executable, "-m", "largebatch", *words]).returncode
-    if status:
+    if status not in (0, DIVERGED):
         sys.exit(status)
 
 
@@ -37,8 +38,8 @@ def state_budget(size: Size, words: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory, "run")
         of_the_run = [f"{key}={value}" for key, value in words.items() if not key.startswith(("launcher.", "hydra."))]
-        iterations = f"iterations={2 * size.train_images // 256}"  # the second epoch is timed: the first one warms up
-        largebatch("train", f"experiment={size.arms[0]}", iterations, f"run_dir={run}", *of_the_run)
+        iterations = 2 * size.train_images // 256  # the second epoch is timed: the first one warms up
+        largebatch("train", f"experiment={named(256)}", f"iterations={iterations}", f"run_dir={run}", *of_the_run)
         speed = float(load(run).epochs["images_per_second"][-1])
     jobs = int(words["launcher.jobs"])
     images = size.runs * size.epochs * size.train_images
