@@ -81,6 +81,7 @@ class Size:
         train_images: Images of the training set.
         val_images: Images to validate on.
         epochs: Of every run.
+        margin: Of equivalence, in points.
         words: What the experiments' files do not say already.
     """
 
@@ -90,6 +91,7 @@ class Size:
     train_images: int = 8192
     val_images: int = 5000
     epochs: int = 30
+    margin: float = MARGIN
     words: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -89,7 +89,7 @@ def main() -> None:
         overrides = [f"{key}={value}" for key, value in words.items()]
         largebatch("train", "-m", experiments, numbers, f"hydra.sweep.dir={directory}", *overrides)
     if asked.quick:
-        for claim, holds in claims(Evidence.of(directory)).items():
+        for claim, holds in claims(Evidence.of(directory), size.margin).items():
             print(f"{'holds' if holds else 'DOES NOT HOLD'}: {claim}")
     else:
         page(directory, directory / "page")

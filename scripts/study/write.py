@@ -181,6 +181,8 @@ def render(evidence: Evidence) -> str:
         margin=f"{MARGIN:g}",
         size=FULL,
         spent=compute_time(evidence),
+        trial_count=len(find([str(TRIALS)])),
+        iterations=lambda name: f"{evidence.groups[name].runs[0].summary['scheduled_iterations']:,}",
     )
 
 
