@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from plan import ARMS, BASELINE, BEYOND, HOLDS, MARGIN, RECIPE, named
 
-from largebatch.report.paper import Published, published
+from largebatch.report.paper import published
 from largebatch.report.rows import Row, make_rows
 from largebatch.report.select import Group, Selection, select
 from largebatch.report.statistics import EQUIVALENT, WORSE, Comparison, Spread, compare
@@ -20,6 +21,7 @@ class Evidence:
     """The runs of every experiment that has some, by name."""
 
     groups: Mapping[str, Group]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, records: Path) -> Evidence:
@@ -36,14 +38,17 @@ class Evidence:
             names = [name for name, arm in ARMS.items() if group.matches({**RECIPE, **arm.settings})]
             if len(names) != 1:
                 raise ValueError(f"{group.runs[0].directory} belongs to {names or 'no experiment'} of the study")
+            if names[0] in groups:
+                both = f"{group.runs[0].directory} and {groups[names[0]].runs[0].directory}"
+                raise ValueError(f"{both} differ in their settings, and both are {names[0]}")
             groups[names[0]] = group
-        return cls({name: groups[name] for name in ARMS if name in groups})
+        return cls({name: groups[name] for name in ARMS if name in groups}, selection.notes)
 
     def selection(self, names: Iterable[str]) -> Selection:
         """Return these experiments, with the baseline first, as reports take them."""
         others = [self.groups[name] for name in names if name != BASELINE]
         baseline = self.groups[BASELINE]
-        return Selection((baseline, *others), baseline, (), ())
+        return Selection((baseline, *others), baseline, self.notes, ())
 
     def row(self, name: str, other: str = BASELINE) -> Row:
         """Return an experiment's row in a table that compares with ``other``."""
@@ -56,9 +61,16 @@ class Evidence:
         group, against = self.groups[name], self.groups[other]
         return compare(group.errors, against.errors, margin, bool(group.diverged or against.diverged))
 
-    def mean(self, name: str) -> float:
-        """Return the mean final error in %."""
-        return Spread.of(self.groups[name].errors).mean
+    def at(self, name: str, column: str, epoch: int) -> str:
+        """Return a column of the epochs' lines, mean over the seeds, with one decimal; the last epoch is -1."""
+        values = [run.epochs[column][epoch - 1 if epoch > 0 else epoch] for run in self.groups[name].finished]
+        return f"{fmean(values):.1f}"
+
+    def warmup_iterations(self, name: str) -> int:
+        """Return how many iterations the warmup of an experiment takes."""
+        group = self.groups[name]
+        per_epoch = group.runs[0].summary["scheduled_iterations"] / group.settings["epochs"]
+        return round(group.settings["warmup.epochs"] * per_epoch)
 
     def error(self, name: str) -> str:
         """Return mean ± std of the final errors, and how many runs have none."""
@@ -72,9 +84,12 @@ class Evidence:
         return difference(row), verdict(row)
 
 
-def theirs(table: str, kn: int, what: str = "") -> str:
-    """Return what the paper published for a row: mean ± std in %."""
-    row: Published = next(row for row in published(table).rows if row.kn == kn and what in row.what)
+def theirs(table: str, kn: int, what: str | None = None) -> str:
+    """Return what the paper published for one row, by what it calls it: mean ± std in %."""
+    rows = [row for row in published(table).rows if row.kn == kn and what in (None, row.what)]
+    if what is None and not rows:  # the study's kn need not be the paper's
+        return NONE
+    (row,) = rows
     return NONE if row.error is None else f"{row.error:.2f} ± {row.std:.2f}"
 
 

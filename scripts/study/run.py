@@ -34,7 +34,7 @@ def largebatch(*words: str) -> None:
 
 
 def state_budget(size: Size, words: dict[str, str]) -> None:
-    """Time an epoch of the baseline, and say what all of the study will take."""
+    """Time an epoch of kn = 256, and say what all of the study will take."""
     with tempfile.TemporaryDirectory() as directory:
         run = Path(directory, "run")
         of_the_run = [f"{key}={value}" for key, value in words.items() if not key.startswith(("launcher.", "hydra."))]
@@ -45,8 +45,8 @@ def state_budget(size: Size, words: dict[str, str]) -> None:
     images = size.runs * size.epochs * size.train_images
     print(
         f"{len(size.arms)} experiments, {size.runs} runs × {size.epochs} epochs × {size.train_images:,} images = "
-        f"{images / 1e6:,.1f} million images. At {speed:,.0f} images/s a run, {jobs} at once: "
-        f"{images / speed / jobs / 60:,.0f} minutes of training, and validation.",
+        f"{images / 1e6:,.1f} million images. At {speed:,.0f} images/s a run, {jobs} at once: at "
+        f"least {images / speed / jobs / 60:,.0f} minutes of training, and validation.",
         flush=True,
     )
 

@@ -3,7 +3,7 @@
     largebatch compact runs=runs/study out=results/study/records
     python scripts/study/write.py results/study/records results/study
 
-Written are README.md, table.md, report.html and the figures.
+Written are README.md, table.md, report.html and the figures, and what was found into the experiments' files.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from largebatch.report.table import NONE, table
 
 HERE = Path(__file__).parent
 TRIALS = HERE.parents[1] / "results" / "study" / "trials"
-CURVES = (128, 512, 1024, 2048)  # kn
+EXPERIMENTS = HERE.parents[1] / "conf" / "experiment"
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -37,7 +37,7 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def figure1(evidence: Evidence) -> str:
     """Return the table of every kn, against the baseline, and against the size that the paper starts from."""
-    heads = ("kn", "k", "rate", "iterations", "error %", "against kn = 64", "verdict", "against kn = 256", "verdict")
+    heads = ("kn", "k", "rate", "iterations", "error %", "against 64", "verdict", "against 256", "verdict", "published")
     rows = []
     for kn in SIZES:
         name, group = named(kn), evidence.groups[named(kn)]
@@ -45,7 +45,7 @@ def figure1(evidence: Evidence) -> str:
         cells = [str(kn), str(group.k), f"{group.reference_rate:g}", iterations, evidence.error(name)]
         for other in (named(64), named(256)):
             cells += (NONE, NONE) if name == other else evidence.against(name, other)
-        rows.append(cells)
+        rows.append([*cells, theirs("figure1", kn)])
     return markdown(heads, rows)
 
 
@@ -67,14 +67,12 @@ def versus(evidence: Evidence, rows: Sequence[Sequence[str]], head: str = "") ->
 
 def table1(evidence: Evidence) -> str:
     """Return the table of warmups, each against the gradual one of its kn."""
-    words = {"_none": "without warmup", "_constant": "constant", "": "gradual"}
-    rows = [("kn = 256", named(256), named(256), theirs("table1", 256))]
+    rows = [("kn = 256", named(256), named(256), theirs("table1", 256, "baseline"))]
     for kn in (LARGE, BEYOND):
-        for end, what in words.items():
-            row = {"_none": "no warmup", "_constant": "constant", "": "gradual"}[end]
-            beside = theirs("table1", 8192, row) if kn == LARGE else NONE
+        for what, end in (("no warmup", "_none"), ("constant warmup", "_constant"), ("gradual warmup", "")):
+            beside = theirs("table1", 8192, what) if kn == LARGE else NONE
             rows.append((f"kn = {kn}, {what}", named(kn) + end, named(kn), beside))
-    return versus(evidence, rows, "published, kn = 8192")
+    return versus(evidence, rows, "published, kn = 256 and 8192")
 
 
 def table2a(evidence: Evidence) -> str:
@@ -83,14 +81,14 @@ def table2a(evidence: Evidence) -> str:
     return versus(
         evidence,
         [
-            ("kn = 256, η = 0.2", f"{small}_half", small, theirs("table2a", 256, "0.05")),
-            ("kn = 256, η = 0.4", small, small, theirs("table2a", 256, "0.1")),
-            ("kn = 256, η = 0.8", f"{small}_double", small, theirs("table2a", 256, "0.2")),
-            (f"kn = {LARGE}, half: 0.4", f"{large}_half", large, theirs("table2a", 8192, "0.05 ·")),
-            (f"kn = {LARGE}, linear: 0.8", large, large, theirs("table2a", 8192, "0.1 · 32")),
-            (f"kn = {LARGE}, double: 1.6", f"{large}_double", large, theirs("table2a", 8192, "0.2 ·")),
+            ("kn = 256, η = 0.2", f"{small}_half", small, theirs("table2a", 256, "η = 0.05")),
+            ("kn = 256, η = 0.4", small, small, theirs("table2a", 256, "η = 0.1")),
+            ("kn = 256, η = 0.8", f"{small}_double", small, theirs("table2a", 256, "η = 0.2")),
+            (f"kn = {LARGE}, half: 0.4", f"{large}_half", large, theirs("table2a", 8192, "η = 0.05 · 32")),
+            (f"kn = {LARGE}, linear: 0.8", large, large, theirs("table2a", 8192, "η = 0.1 · 32")),
+            (f"kn = {LARGE}, double: 1.6", f"{large}_double", large, theirs("table2a", 8192, "η = 0.2 · 32")),
             (f"kn = {BEYOND}, linear: 1.6", beyond, beyond, NONE),
-            (f"kn = {BEYOND}, square root: 0.8", f"{beyond}_sqrt", beyond, theirs("table2a", 8192, "√")),
+            (f"kn = {BEYOND}, square root: 0.8", f"{beyond}_sqrt", beyond, theirs("table2a", 8192, "η = 0.1 · √32")),
             (f"kn = {BEYOND}, not scaled: 0.4", f"{beyond}_unscaled", beyond, theirs("table2a", 8192, "η = 0.1")),
         ],
         "published, kn = 256 and 8192",
@@ -98,18 +96,26 @@ def table2a(evidence: Evidence) -> str:
 
 
 def table2b(evidence: Evidence) -> str:
-    """Return the table of starting weights, each against those of the study."""
+    """Return the table of the paper's starting weights, γ = 0 against γ = 1, with those of PyTorch beside them."""
     rows = []
     for kn, their_kn in ((256, 256), (LARGE, 8192)):
         name = named(kn)
+        one = f"{name}_gamma1"
         rows += [
-            (f"kn = {kn}, PyTorch's", name, name, NONE),
-            (f"kn = {kn}, He's and γ = 1", f"{name}_gamma1", name, theirs("table2b", their_kn, "1")),
-            (f"kn = {kn}, He's and γ = 0", f"{name}_gamma0", name, theirs("table2b", their_kn, "0")),
+            (f"kn = {kn}, He's and γ = 1", one, one, theirs("table2b", their_kn, "γ = 1")),
+            (f"kn = {kn}, He's and γ = 0", f"{name}_gamma0", one, theirs("table2b", their_kn, "γ = 0")),
+            (f"kn = {kn}, PyTorch's", name, one, NONE),
         ]
-    name = named(LARGE)
-    rows += [(f"kn = {LARGE}, He's and γ = 0, without warmup", f"{name}_gamma0_none", f"{name}_gamma0", NONE)]
     return versus(evidence, rows, "published, kn = 256 and 8192")
+
+
+def unwarmed(evidence: Evidence) -> str:
+    """Return the table of what warmup does from either start."""
+    name = named(LARGE)
+    rows = [(f"PyTorch's, {what}", name + end, name) for what, end in (("no warmup", "_none"), ("gradual", ""))]
+    name += "_gamma0"
+    rows += [(f"the paper's, {what}", name + end, name) for what, end in (("no warmup", "_none"), ("gradual", ""))]
+    return versus(evidence, rows)
 
 
 def workers(evidence: Evidence) -> str:
@@ -152,8 +158,8 @@ def _trial(run: Run) -> tuple[str, ...]:
     return images, name + start, str(values["epochs"]), str(kn), f"{scaled:g}{optimizer}", warmup, error
 
 
-def compute_time(evidence: Evidence) -> dict[str, str]:
-    """Return what the runs took, in words: their number, images, hours and median speed."""
+def spent(evidence: Evidence) -> dict[str, str]:
+    """Return what the runs took, in words: their number, images and hours of one thread."""
     runs = [run for group in evidence.groups.values() for run in group.runs]
     images = sum(run.summary["iterations"] * run.experiment["k"] * run.experiment["n"] for run in runs)
     hours = sum(float(run.seconds or 0) for run in runs) / 3600
@@ -167,10 +173,9 @@ def render(evidence: Evidence) -> str:
     )
     return environment.get_template("page.md").render(
         error=evidence.error,
-        mean=evidence.mean,
+        at=evidence.at,
         against=lambda *names: evidence.against(*names)[0],
         verdict=lambda *names: evidence.against(*names)[1],
-        comparison=evidence.comparison,
         figure1=figure1(evidence),
         table1=table1(evidence),
         table2a=table2a(evidence),
@@ -180,8 +185,10 @@ def render(evidence: Evidence) -> str:
         trials=trials(TRIALS),
         margin=f"{MARGIN:g}",
         size=FULL,
-        spent=compute_time(evidence),
+        spent=spent(evidence),
         trial_count=len(find([str(TRIALS)])),
+        unwarmed=unwarmed(evidence),
+        warmup_iterations=evidence.warmup_iterations,
         iterations=lambda name: f"{evidence.groups[name].runs[0].summary['scheduled_iterations']:,}",
     )
 
@@ -214,6 +221,14 @@ def page(records: Path, out: Path) -> None:
     print(f"{out / 'README.md'}, table.md, report.html and figures, from {len(everything.runs)} runs")
 
 
+def note_found(evidence: Evidence) -> None:
+    """Write the error of every experiment into the head of its file."""
+    for name in evidence.groups:
+        path = EXPERIMENTS / f"{name}.yaml"
+        head, core, rest = path.read_text(encoding="utf-8").partition(" on one core.")
+        path.write_text(f"{head}{core} Found: {evidence.error(name)}.\n{rest.partition(chr(10))[2]}", encoding="utf-8")
+
+
 def main() -> None:
     """Write the page of one directory of records."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -221,6 +236,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="directory to write")
     asked = parser.parse_args()
     page(asked.records, asked.out)
+    note_found(Evidence.of(asked.records))
 
 
 if __name__ == "__main__":

@@ -85,7 +85,7 @@ def draw(selection: Selection, options: CurveOptions) -> Figure:
             raise UserError(f"None of these runs has {name}{hint}.")
     names = series.names(selection)
     others = [group for group in selection.groups if group is not selection.baseline] or list(selection.groups)
-    columns = len(others) if len(others) <= 3 else 2 if len(others) == 4 else 4
+    columns = len(others) if len(others) <= 3 else {4: 2, 6: 3}.get(len(others), 4)
     rows = math.ceil(len(others) / columns)
     width, height = (4.6, 3.7) if columns <= 3 else (3.35, 2.75)
     figure = style.blank(columns * width, rows * height + 0.4)
