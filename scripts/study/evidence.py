@@ -12,7 +12,7 @@ from plan import ARMS, BASELINE, BEYOND, HOLDS, MARGIN, RECIPE, named
 from largebatch.report.paper import published
 from largebatch.report.rows import Row, make_rows
 from largebatch.report.select import Group, Selection, select
-from largebatch.report.statistics import EQUIVALENT, WORSE, Comparison, Spread, compare
+from largebatch.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE, Comparison, Spread, compare
 from largebatch.report.table import NONE, difference, spread, verdict
 
 
@@ -105,4 +105,37 @@ def claims(evidence: Evidence, margin: float) -> dict[str, bool]:
     return {
         f"kn = {HOLDS} is equivalent to the baseline, kn = 64": holds,
         f"kn = {BEYOND} without warmup is worse than with it": unwarmed,
+    }
+
+
+def conclusions(evidence: Evidence) -> dict[str, bool]:
+    """Return what the page says in words of its own, and whether the records bear it out."""
+
+    def verdict(name: str, other: str = BASELINE) -> str | None:
+        return evidence.comparison(name, other).verdict
+
+    def mean(name: str) -> float:
+        return fmean(evidence.groups[name].errors)
+
+    def trained(kn: int) -> float:
+        return float(evidence.at(named(kn), "train_error", -1))
+
+    late, fresh = (float(evidence.at("study_1k", name, 3)) for name in ("val_error", "val_error_recomputed"))
+    return claims(evidence, MARGIN) | {
+        "kn = 512 is not shown to be worse, kn = 1024 is": (verdict("study_512"), verdict("study_1k"))
+        == (UNDECIDED, WORSE),
+        "kn = 2048 is broken, from 4096 on nothing is learned": 20 < mean("study_2k") < 60 < mean("study_4k"),
+        "gradual is the best of three warmups at kn = 1024": mean("study_1k")
+        < min(mean("study_1k_constant"), mean("study_1k_none")),
+        "no warmup is equivalent to the gradual one at kn = 512": verdict("study_512_none", "study_512") == EQUIVALENT,
+        "the reference rate is the best of three at kn = 256": mean("study_256")
+        < min(mean("study_256_half"), mean("study_256_double")),
+        "smaller rates are better at kn = 1024": {
+            verdict(f"study_1k_{rate}", "study_1k") for rate in ("sqrt", "unscaled")
+        }
+        == {BETTER},
+        "LARS trains where SGD does not": verdict("study_4k_lars", "study_4k") == BETTER,
+        "LARS does not come near the baseline": verdict("study_4k_lars") == WORSE,
+        "validation is misleading early": late > 2 * fresh,
+        "training errors rise with kn": trained(64) < trained(256) < trained(512) < trained(1024),
     }
