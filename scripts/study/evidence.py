@@ -12,7 +12,7 @@ from plan import ARMS, BASELINE, BEYOND, HOLDS, MARGIN, RECIPE, named
 from largebatch.report.paper import published
 from largebatch.report.rows import Row, make_rows
 from largebatch.report.select import Group, Selection, select
-from largebatch.report.statistics import BETTER, EQUIVALENT, UNDECIDED, WORSE, Comparison, Spread, compare
+from largebatch.report.statistics import BETTER, EQUIVALENT, WORSE, Comparison, Spread, compare
 from largebatch.report.table import NONE, difference, spread, verdict
 
 
@@ -122,8 +122,10 @@ def conclusions(evidence: Evidence) -> dict[str, bool]:
 
     late, fresh = (float(evidence.at("study_1k", name, 3)) for name in ("val_error", "val_error_recomputed"))
     return claims(evidence, MARGIN) | {
-        "kn = 512 is not shown to be worse, kn = 1024 is": (verdict("study_512"), verdict("study_1k"))
-        == (UNDECIDED, WORSE),
+        "kn = 128 is equivalent to the baseline": verdict("study_128") == EQUIVALENT,
+        "kn = 512 is worse than kn = 64": verdict("study_512") == WORSE,
+        "kn = 512 is equivalent to kn = 256": verdict("study_512", "study_256") == EQUIVALENT,
+        "kn = 1024 is worse than the baseline": verdict("study_1k") == WORSE,
         "kn = 2048 is broken, from 4096 on nothing is learned": 20 < mean("study_2k") < 60 < mean("study_4k"),
         "gradual is the best of three warmups at kn = 1024": mean("study_1k")
         < min(mean("study_1k_constant"), mean("study_1k_none")),

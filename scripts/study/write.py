@@ -26,6 +26,7 @@ from largebatch.report.table import NONE, table
 
 HERE = Path(__file__).parent
 TRIALS = HERE.parents[1] / "results" / "study" / "trials"
+WARMUPS = tuple(named(kn) + end for kn in (LARGE, BEYOND) for end in ("_none", "_constant", ""))
 EXPERIMENTS = HERE.parents[1] / "conf" / "experiment"
 
 
@@ -199,7 +200,7 @@ def draw(evidence: Evidence, out: Path) -> None:
         "scaling": scaling.draw(evidence.selection(map(named, SIZES)), published("figure1"), MARGIN),
         "curves": curves.draw(evidence.selection(map(named, SIZES)), curves.CurveOptions(recomputed=True)),
         "warmup": curves.draw(
-            evidence.selection([named(kn) + end for kn in (LARGE, BEYOND) for end in ("_none", "_constant", "")]),
+            evidence.selection(WARMUPS),
             curves.CurveOptions(),
         ),
     }
@@ -216,7 +217,11 @@ def page(records: Path, out: Path) -> None:
     (out / "README.md").write_text(render(evidence), encoding="utf-8")
     (out / "table.md").write_text(table(everything, MARGIN, "markdown", None) + "\n", encoding="utf-8")
     with styled():
-        write(out / "report.html", html(everything, MARGIN).encode())
+        # Of all experiments the legends alone would be taller than a chart.
+        write(
+            out / "report.html",
+            html(evidence.selection(dict.fromkeys([*map(named, SIZES), *WARMUPS])), MARGIN).encode(),
+        )
         draw(evidence, out)
     print(f"{out / 'README.md'}, table.md, report.html and figures, from {len(everything.runs)} runs")
 
