@@ -85,9 +85,11 @@ def test_what_the_page_says_in_words_is_borne_out(study, evidence):
     assert [said for said, borne_out in study["evidence"].conclusions(evidence).items() if not borne_out] == []
 
 
-def test_the_table_says_what_the_records_say(study, evidence):
+def test_the_table_says_what_the_records_say(study, monkeypatch):
     from largebatch.report.table import table
 
+    monkeypatch.chdir(ROOT)  # its notes name records from here
+    evidence = study["evidence"].Evidence.of(STUDY.relative_to(ROOT) / "records")
     everything = evidence.selection(evidence.groups)
     said = table(everything, study["plan"].MARGIN, "markdown", None) + "\n"
     assert (STUDY / "table.md").read_text(encoding="utf-8") == said
