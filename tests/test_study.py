@@ -21,7 +21,7 @@ def study():
 
     sys.path.insert(0, str(SCRIPTS))
     try:
-        names = ("plan", "evidence", "write", "data", "run")
+        names = ("plan", "evidence", "write", "part", "run")
         return dict(zip(names, map(importlib.import_module, names), strict=True))
     finally:
         sys.path.remove(str(SCRIPTS))
@@ -122,17 +122,17 @@ def test_the_part_of_the_set_is_its_first_images(study, tmp_path, monkeypatch):
 
     from largebatch.data.sets import ImageSet, read_idx
 
-    data = study["data"]
+    part = study["part"]
     whole = [ImageSet(torch.randint(0, 256, (n, 1, 28, 28)).byte(), torch.arange(n) % 10) for n in (60, 20)]
-    monkeypatch.setattr(data, "load", lambda config: whole)
-    data.take_first(tmp_path, 12, 5)
+    monkeypatch.setattr(part, "load", lambda config: whole)
+    part.take_first(tmp_path, 12, 5)
     for name, split, count in (("train", whole[0], 12), ("t10k", whole[1], 5)):
         images, labels = (tmp_path / f"{name}-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
         assert torch.equal(read_idx(images)[:, None], split.images[:count])
         assert torch.equal(read_idx(labels).long(), split.labels[:count])
     assert gzip.decompress((tmp_path / "t10k-labels-idx1-ubyte.gz").read_bytes())[:8] == bytes([0, 0, 8, 1, 0, 0, 0, 5])
     before = (tmp_path / "train-images-idx3-ubyte.gz").stat().st_mtime_ns
-    data.take_first(tmp_path, 12, 5)
+    part.take_first(tmp_path, 12, 5)
     assert (tmp_path / "train-images-idx3-ubyte.gz").stat().st_mtime_ns == before
 
 

@@ -17,10 +17,10 @@ import tempfile
 from pathlib import Path
 
 from evidence import Evidence, claims
+from part import take_first
 from plan import FULL, QUICK, Size, named
 from write import page
 
-from data import take_first
 from largebatch.commands.outcome import DIVERGED
 from largebatch.config import UserError
 from largebatch.report.runs import load
