@@ -65,7 +65,7 @@ def test_an_experiment_is_what_the_plan_says(study, compose, name):
 
 @pytest.mark.parametrize("name", sorted(FILES))
 def test_the_error_in_an_experiments_head_is_that_of_its_records(evidence, name):
-    assert f"Found: {evidence.error(name)}." in FILES[name]
+    assert f"Found: {evidence.error(name)} %." in FILES[name]
 
 
 def test_no_run_of_the_study_is_left_out(study, evidence):
