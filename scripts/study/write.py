@@ -231,7 +231,8 @@ def note_found(evidence: Evidence) -> None:
     for name in evidence.groups:
         path = EXPERIMENTS / f"{name}.yaml"
         head, core, rest = path.read_text(encoding="utf-8").partition(" on one core.")
-        path.write_text(f"{head}{core} Found: {evidence.error(name)} %.\n{rest.partition(chr(10))[2]}", encoding="utf-8")
+        _, _, body = rest.partition("\n")
+        path.write_text(f"{head}{core} Found: {evidence.error(name)} %.\n{body}", encoding="utf-8")
 
 
 def main() -> None:
