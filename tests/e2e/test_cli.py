@@ -85,7 +85,7 @@ def test_cfg_job_shows_the_composed_values_and_trains_nothing(largebatch, tmp_pa
         (["train", "modle=resnet50"], "'modle' is not a key. Did you mean 'model'?"),
         (["train", "lr.bse=1"], "'lr.bse' is not a key. Did you mean 'lr.base'?"),
         (["explain", "warmup=gradul"], "warmup=gradul is not known: it takes constant, gradual, none. Did you mean"),
-        (["explain", "experiment=imagenet_1"], "quickstart. Did you mean 'imagenet_1h'?"),
+        (["explain", "experiment=imagenet_1"], "study_8k. Did you mean 'imagenet_1h'?"),
         (["train", "k"], "'k' cannot be read as key=value."),
         (["train", "run_dir=runs/k=8"], "'run_dir=runs/k=8' cannot be read as key=value. Put a value with = , [ or"),
         (["train", "k=eight"], "k=eight is of the wrong kind: it takes a whole number."),
