@@ -145,6 +145,7 @@ def fit(config: Config, placement: Placement, directory: Path) -> dict[str, Any]
         run = Run(make_learner(config, placement, world, source.classes), source, directory)
         run.begin()
         summary = run.recorded_loop()
+    del run  # DDP, in it, holds the process group
     leave()  # after a fault it is left open: the other processes would fail, and be taken for the cause
     return summary
 

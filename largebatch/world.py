@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -156,6 +157,11 @@ def join(placement: Placement, timeout: datetime.timedelta = TIMEOUT) -> World:
 
 
 def leave() -> None:
-    """Leave the process group, if this process is in one."""
+    """Leave the process group, if this process is in one; what holds it must be out of reach.
+
+    DDP holds it in cycles of references. Kept alive by them, the group's threads would still run while the interpreter
+    is torn down, and could crash a process whose work is done.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()

@@ -70,7 +70,7 @@ SlurmdUser=$user
 AuthType=auth/munge
 CredType=cred/munge
 # A requeued job waits as long as its credential lives: 120 s, where nothing is said.
-AuthInfo=socket=$dir/run/munge.socket,cred_expire=5
+AuthInfo=socket=$dir/run/munge.socket,cred_expire=10
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool-%n
 SlurmctldPidFile=$dir/run/slurmctld.pid
@@ -100,8 +100,10 @@ MaxArraySize=1001
 EnforcePartLimits=ALL
 KillWait=5
 ReturnToService=2
-SlurmctldTimeout=30
-SlurmdTimeout=20
+# A machine that is busy training answers late.
+MessageTimeout=60
+SlurmctldTimeout=60
+SlurmdTimeout=60
 MinJobAge=300
 GresTypes=gpu
 END

@@ -1,6 +1,7 @@
 """k is the experiment, the hardware is not: what a run computes, wherever its workers are."""
 
 import json
+import sys
 import weakref
 from pathlib import Path
 
@@ -63,6 +64,21 @@ def fit_all(runs):
         summaries = [fit(*run) for run in runs]
     leave()
     return summaries
+
+
+def threads_after(*run):
+    """Train, and return the names of the threads that this process is left with."""
+    fit(*run)
+    return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_thread_of_the_process_group_outlives_the_run(compose, tmp_path):
+    """One that runs on while the interpreter is torn down can crash a process whose run is done."""
+    config = compose(*RUN, "processes=2", "iterations=1")
+    threads = launch(threads_after, (config, place(config, CPU), tmp_path), 2, threads=1)
+    assert threads
+    assert [name for name in threads if "gloo" in name] == []
 
 
 def settings(processes: int) -> dict[str, list[str]]:

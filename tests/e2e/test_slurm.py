@@ -105,6 +105,12 @@ class Sweep:
         """Whether nothing of it waits or runs at SLURM, which forgets what was cancelled before its first start."""
         return not any(element.queued or element.running for element in slurm.states(self.directory).values())
 
+    def came_to(self, *expected: tuple[str, int]) -> None:
+        """Assert what SLURM says of its elements, (state, restarts) each; else show all that is known of them."""
+        found = slurm.states(self.directory)
+        known = "\n".join(tell("scontrol", "show", "job", found[task].job) + self.log(task) for task in found)
+        assert [(element.state, element.restarts) for element in found.values()] == [*expected], known
+
     def status(self, task: int) -> str:
         return (read_summary(self.tasks[task].directory) or {}).get("status", "")
 
@@ -241,8 +247,7 @@ def disturbed(home) -> dict[str, Sweep]:
 @pytest.mark.parametrize("name", [disturb.__name__ for disturb in DISTURBANCES])
 def test_a_disturbed_run_ends_as_an_undisturbed_one(disturbed, name):
     sweep = disturbed[name]
-    element = sweep.element(0)
-    assert (element.state, element.restarts) == ("COMPLETED", name not in ("undisturbed", "cancellation"))
+    sweep.came_to(("COMPLETED", int(name not in ("undisturbed", "cancellation"))))
     assert sweep.log(0).count("── job") == (1 if name == "undisturbed" else 2)
     assert sweep.log(0).count("queues again") == (name in ("notice", "time_limit", "preemption"))
     assert same(sweep.weights(0), disturbed["undisturbed"].weights(0))
@@ -303,8 +308,8 @@ def test_two_arrays_at_once_on_one_node_and_one_that_fails(home):
     for sweep in sweeps:
         wait_for(sweep.ended)
     assert not same(sweeps[0].weights(0), sweeps[1].weights(0))
-    states = [(element.state, element.restarts) for element in slurm.states(sweeps[0].directory).values()]
-    assert states == [("COMPLETED", 0), ("FAILED", 0)]
+    sweeps[0].came_to(("COMPLETED", 0), ("FAILED", 0))
+    sweeps[1].came_to(("COMPLETED", 0))
     (_, failed) = json.loads(call(home, "sweep", "status", "left", "format=json").stdout)["tasks"]
     assert (failed["state"], "dataset.root" in failed["reason"]) == ("failed", True)
     assert sweeps[0].log(1).count("largebatch: ") == 1
