@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import typing
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from importlib import metadata
@@ -44,6 +45,9 @@ from largebatch.sweep.manifest import Arm
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+MANY = 20  # options of a group, above which a sentence does not name every one
 
 
 def configuration_directory() -> Path:
@@ -206,7 +210,7 @@ def compose(name: str, command: Command, arguments: list[str]) -> int:
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_a_sentence(error)) from None
     except OSError as error:
-        if error is application.fault:
+        if error is application.fault or isinstance(error, BrokenPipeError):
             raise
         raise UserError(f"hydra.sweep.dir cannot be written: {error}. Give another directory.") from None
     except ValueError as error:
@@ -227,7 +231,7 @@ def _in_a_sentence(error: Exception) -> str:
         return f"'{found[1]}' is not a key.{nearest(found[1], _keys())} `--help` lists them all."
     if found := re.search(r"Could not find '(.+)/([^'/]+)'\s+Available options in '.+':((?:\n\t\S+)+)", text):
         group, given, options = found[1], found[2], found[3].split()
-        return f"{group}={given} is not known: it takes {', '.join(options)}.{nearest(given, options)}"
+        return f"{group}={given} is not known: it takes {_in_families(options)}.{nearest(given, options)}"
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
         return f"{found[1]} is several values: add -m to run one after another, or write a list as [1,2]."
     override = getattr(error, "override", None)
@@ -237,6 +241,19 @@ def _in_a_sentence(error: Exception) -> str:
             "'run_dir=\"runs/k=8\"'."
         )
     return " ".join(f"{text} {error.__cause__ or ''}".split())
+
+
+def _in_families(options: Sequence[str]) -> str:
+    """List options; those that begin alike by their beginning, where there are too many for a sentence."""
+    if len(options) <= MANY:
+        return ", ".join(options)
+    sizes = Counter(option.partition("_")[0] for option in options if "_" in option)
+    families = {name for name, size in sizes.items() if size > 2}
+    shown = []
+    for option in options:
+        family = option.partition("_")[0] if "_" in option else ""
+        shown.append(f"{family}_… ({sizes[family]} of them, in --help)" if family in families else option)
+    return ", ".join(dict.fromkeys(shown))
 
 
 def _keys() -> list[str]:

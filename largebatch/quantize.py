@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from largebatch.compress import report
-from largebatch.compress.artifact import write
+from largebatch.compress.artifact import DESCRIPTION, write
 from largebatch.compress.choose import choose, must_avoid_overflow
 from largebatch.compress.config import QuantizeConfig
 from largebatch.compress.engines.onnxruntime import OnnxRuntime
@@ -24,6 +24,8 @@ from largebatch.evaluation.config import EvalConfig
 from largebatch.evaluation.session import Session, open_session
 from largebatch.evaluation.subject import integers_of
 from largebatch.files import write_atomically
+
+ONNX = "network.onnx"
 
 
 def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
@@ -74,9 +76,12 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
             f"min_db={math.floor(max(noise, -999))} takes the network as it is."
         )
     exported = _as_onnx(quantized.network) if asked.export == "onnx" else None
+    replaced = (directory / DESCRIPTION).exists()
     size, floats = write(directory, quantized.network, source, recipe), report.float_bytes(model)
     if exported is not None:
-        write_atomically(directory / "network.onnx", exported)
+        write_atomically(directory / ONNX, exported)
+    elif replaced:  # the one there is of the network that lay here before
+        (directory / ONNX).unlink(missing_ok=True)
     return {
         "network": subject.name,
         "directory": str(directory),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from largebatch.bench.compare import Side, Timings, take_turns
 from largebatch.bench.loader import Loading
-from largebatch.config import DatasetConfig, UserError
+from largebatch.config import DatasetConfig, Fault, UserError
 from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import draw_resized_crop
 
@@ -80,6 +80,8 @@ class Crops:
             batch = np.empty((len(rows), files.height, files.width, 3), dtype=np.float32)
             for slot, row in zip(batch, rows, strict=True):
                 pixels = cv2.imdecode(np.frombuffer(split.read(row), dtype=np.uint8), cv2.IMREAD_COLOR_RGB)
+                if pixels is None:
+                    raise Fault(f"OpenCV cannot decode {split.names[row]}: mend or remove it.")
                 box, mirrored = draw_resized_crop(0, 0, row, pixels.shape[1], pixels.shape[0], True)
                 top, left, height, width = box
                 crop = pixels[top : top + height, left : left + width]

@@ -279,6 +279,9 @@ def test_onnx_and_a_place_of_ones_own(digits_runs, tmp_path, call):
     assert status == 0
     assert "12 in integers, 0 in floats: none" in out
     assert onnx.load(tmp_path / "there" / "network.onnx").graph.input[0].name == "images"
+    without = [word for word in words if word != "export=onnx"]
+    assert call("quantize", f"run={digits_runs / 'stopped'}", *without, "bits=7")[0] == 0
+    assert not (tmp_path / "there" / "network.onnx").exists()  # it was of another network
 
 
 def test_what_cannot_be_written_to_onnx_leaves_nothing_behind(run, call, monkeypatch):
