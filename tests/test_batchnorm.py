@@ -187,7 +187,9 @@ def test_statistics_across_processes_are_refused():
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:The .grad attribute:UserWarning"
+)  # the compiler's own
 @pytest.mark.parametrize(("policy", "groups", "kernel"), [("worker0", 1, "separate"), ("mean", 4, "joint")])
 def test_a_compiled_pass_has_no_graph_break_and_the_same_results(monkeypatch, tmp_path, policy, groups, kernel):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # a killed test may have left half a kernel elsewhere

@@ -19,8 +19,11 @@ from largebatch.models import SmallResNet
 from largebatch.models.fuse import fuse
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
+from interpreted import MARKS
+
 from largebatch.fused import normalise
 
+pytestmark = MARKS
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LAST, CONTIGUOUS = torch.channels_last, torch.contiguous_format
 

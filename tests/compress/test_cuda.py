@@ -15,6 +15,9 @@ from largebatch.compress.proof import prove
 from largebatch.compress.reference import Reference
 
 pytest.importorskip("triton", reason="Triton is made for Linux")
+from interpreted import MARKS
+
+pytestmark = MARKS
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -529,6 +529,7 @@ def test_nested_offloading_is_refused(mode):
         model(torch.randn(2, 16))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # the compiler's own
 def test_a_compiled_model_is_refused():
     model = Chain().eval()
     with pytest.raises(UserError, match=r"is compiled.*before torch\.compile"):
