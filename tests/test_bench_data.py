@@ -1,7 +1,9 @@
 """bench data: every side makes normalised crops of the same photographs."""
 
 import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch
 from largebatch import cli
 from largebatch.bench import data, loader
 from largebatch.bench.report import as_text
-from largebatch.config import UserError
+from largebatch.config import Fault, UserError
 from largebatch.data.layouts import open_splits
 
 FEW = ("bench.photographs=40", "bench.files.height=32", "bench.files.width=32")
@@ -32,6 +34,13 @@ def test_every_side_makes_normalised_crops_of_all_photographs(name, files):
     assert whole.dtype == torch.float32
     assert whole.mean().abs() < 1
     assert 0.5 < whole.std() < 2
+
+
+def test_an_image_that_opencv_cannot_decode_is_named(files, monkeypatch):
+    fails = SimpleNamespace(setNumThreads=lambda _: None, imdecode=lambda *_: None, IMREAD_COLOR_RGB=256)
+    monkeypatch.setitem(sys.modules, "cv2", fails)
+    with pytest.raises(Fault, match=r"^OpenCV cannot decode \S+\.jpe?g: mend or remove it\.$"):
+        next(data.Crops(files).opencv())
 
 
 def test_shards_hold_the_images_of_the_folders(files, tmp_path):
