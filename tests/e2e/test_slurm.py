@@ -204,14 +204,12 @@ def death_of_a_node(sweep: Sweep, task: int, ranks: list[int]) -> None:
 
 
 def time_limit(sweep: Sweep, task: int, ranks: list[int]) -> None:
-    """Go on when the time is up that was shortened before: SLURM looks at the clock twice a minute."""
+    """Go on when the time is nearly up: SLURM looks at the clock twice a minute."""
+    job = f"JobId={sweep.element(task).job}"
+    tell("scontrol", "update", job, "EndTime=now+45")
     go_on_after_notice(ranks)
     wait_for(lambda: sweep.element(task).queued)
-    limit(sweep, task, minutes=10)
-
-
-def limit(sweep: Sweep, task: int, minutes: int) -> None:
-    tell("scontrol", "update", f"JobId={sweep.element(task).job}", f"TimeLimit={minutes}")
+    tell("scontrol", "update", job, "TimeLimit=10")
 
 
 DISTURBANCES = (undisturbed, notice, requeue, cancellation, preemption, death_of_a_node, time_limit)
@@ -227,21 +225,23 @@ def disturbed(home) -> dict[str, Sweep]:
         words = (
             f"launcher.partition={partition}",
             f'launcher.options=["--nodelist={node}"]',
-            "launcher.signal_seconds=5",
+            "launcher.signal_seconds=30",
         )
         sweep = Sweep(home, disturb.__name__, *words)
         return sweep, sweep.stop_in_the_middle(0)
 
-    # Each is watched by a thread of its own: a run of seconds is over before the last one is submitted.
-    with ThreadPoolExecutor(len(DISTURBANCES)) as threads:
-        begun = dict(zip(DISTURBANCES, threads.map(begin, DISTURBANCES), strict=True))
-    runs, stopped = ({disturb: parts[which] for disturb, parts in begun.items()} for which in (0, 1))
-    limit(runs[time_limit], 0, minutes=1)
-    for disturb, sweep in runs.items():
-        disturb(sweep, 0, stopped[disturb])
-    for sweep in runs.values():
+    def end(disturb: Callable[..., None], begun: tuple[Sweep, list[int]]) -> Sweep:
+        sweep, ranks = begun
+        disturb(sweep, 0, ranks)
         wait_for(sweep.ended)
-    return {disturb.__name__: sweep for disturb, sweep in runs.items()}
+        return sweep
+
+    # Each is watched by a thread of its own: a run of seconds is over before the last one is submitted, and a time
+    # limit does not wait until the other runs were disturbed.
+    with ThreadPoolExecutor(len(DISTURBANCES)) as threads:
+        begun = list(threads.map(begin, DISTURBANCES))
+        sweeps = list(threads.map(end, DISTURBANCES, begun))
+    return {disturb.__name__: sweep for disturb, sweep in zip(DISTURBANCES, sweeps, strict=True)}
 
 
 @pytest.mark.parametrize("name", [disturb.__name__ for disturb in DISTURBANCES])
