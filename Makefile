@@ -26,7 +26,7 @@ acceptance: .venv/synced ## run the long checks of what is promised, a quarter o
 
 peers: .venv/synced ## install what benchmarks compare with, and run the test that needs it
 	$(UV) sync --frozen --group bench --python $(PYTHON)
-	$(BIN)/pytest tests/memory/test_diffusers.py
+	$(BIN)/pytest tests/offloading/test_diffusers.py
 
 lint: .venv/synced ## check style
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
     make golden
 
-The commit that changes tests/golden/digits.json must say why the numbers moved.
+The commit that changes tests/training/golden/digits.json must say why the numbers moved.
 """
 
 import json
@@ -10,10 +10,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from largebatch.cli import run
-from largebatch.record import read_metrics
+from largebatch.cli.main import run
+from largebatch.records.read import read_metrics
 
-FILE = Path(__file__).parents[1] / "tests" / "golden" / "digits.json"
+FILE = Path(__file__).parents[1] / "tests" / "training" / "golden" / "digits.json"
 # 44 iterations an epoch: warmup until 22, a decay at 44.
 ARGUMENTS = [
     "k=4",

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 [[ -d .venv/bin ]] && export PATH=$PWD/.venv/bin:$PATH
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv | tee "$out/gpu.csv"
-python -m pytest -q -n 0 tests/test_fused.py tests/test_graph.py tests/memory
+python -m pytest -q -n 0 tests/models/test_batchnorm_kernels.py tests/training/test_cuda_graph.py tests/offloading
 
 python -m largebatch bench step model=resnet20 n=32 'bench.k=[8]' bench.iterations=20 format=json >"$out/gpu-resnet20.json"
 python -m largebatch bench step model=resnet50 n=32 'bench.k=[8,32]' bench.iterations=4 format=json >"$out/gpu-resnet50.json"

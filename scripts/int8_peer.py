@@ -13,12 +13,12 @@ import warnings
 
 import torch
 
-from largebatch.bench.quantize import peers
-from largebatch.cli import configuration_directory
-from largebatch.compress.quantize import calibration_images
-from largebatch.compress.report import answers, compare
-from largebatch.evaluation.config import EvalConfig
-from largebatch.evaluation.session import open_session
+from largebatch.bench.int8 import peers
+from largebatch.cli.compose import configuration_directory
+from largebatch.inference.config import EvalConfig
+from largebatch.inference.session import open_session
+from largebatch.quantization.degradation import answers, compare
+from largebatch.quantization.pipeline import calibration_images
 
 
 def main(run: str, images: int) -> None:

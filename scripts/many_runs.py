@@ -16,8 +16,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from largebatch.config import digest
-from largebatch.record import read_provenance
+from largebatch.config.build import digest
+from largebatch.records.read import read_provenance
 
 SEEDS = 5
 TEMPLATE = Path(__file__).parents[1] / "results" / "digits-curves" / "k4-n8-gradual-s0-d0957eeb"

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from largebatch.config import PITFALLS
-from largebatch.report.figures.style import GRID, blank, styled
-from largebatch.report.rows import Row, make_rows
-from largebatch.report.select import select
-from largebatch.report.table import difference, spread, verdict
+from largebatch.config.pitfalls import PITFALLS
+from largebatch.reports.figures.style import GRID, blank, styled
+from largebatch.reports.rows import Row, make_rows
+from largebatch.reports.selection import select
+from largebatch.reports.tables import difference, spread, verdict
 
 GUESSING = 90.0  # % error with ten classes
 COMMAND = (

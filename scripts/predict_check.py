@@ -27,14 +27,14 @@ import torch.distributed
 from largebatch.bench.compare import spread
 from largebatch.bench.profile import LEAST_BYTES, link, time_passes
 from largebatch.bench.step import make_ours
-from largebatch.cli import configuration_directory
-from largebatch.config import Config
-from largebatch.launch import launch
+from largebatch.cli.compose import configuration_directory
+from largebatch.config.run import Config
+from largebatch.cost_model.model import Question, predict
+from largebatch.cost_model.profile import Link, Pass, Profile
 from largebatch.models import build_model
-from largebatch.placement import place
-from largebatch.predict.model import Question, predict
-from largebatch.predict.profile import Link, Pass, Profile
-from largebatch.world import hardware, leave
+from largebatch.runtime.placement import place
+from largebatch.runtime.processes import launch
+from largebatch.runtime.world import hardware, leave
 
 WORDS = ["dataset=synthetic_small", "n=32", "threads=1", "device=cpu", "warmup=none", "workers_per_pass=1"]
 WORKERS, ROUNDS = 4, 15

@@ -21,11 +21,11 @@ import torch
 import torch.distributed
 
 from largebatch.bench.profile import link
-from largebatch.launch import launch
-from largebatch.placement import Placement
-from largebatch.predict.model import Question, predict
-from largebatch.predict.profile import Link, Pass, Profile
-from largebatch.world import join, leave
+from largebatch.cost_model.model import Question, predict
+from largebatch.cost_model.profile import Link, Pass, Profile
+from largebatch.runtime.placement import Placement
+from largebatch.runtime.processes import launch
+from largebatch.runtime.world import join, leave
 
 FORWARD, BACKWARD, STD = 0.040, 0.080, 0.008  # seconds
 STEPS, REPEATS = 40, 15

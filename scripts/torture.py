@@ -28,14 +28,14 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from largebatch import checkpoint
-from largebatch.record import read_metrics, read_summary
+from largebatch.records.read import read_metrics, read_summary
+from largebatch.training import checkpoint
 
 PATIENCE = 300  # seconds before a run is taken for hung
 TIMES = ("seconds", "images_per_second")
 FORKS = multiprocessing.get_context("forkserver")
 # The server has torch imported already: a run then starts in a tenth of a second.
-FORKS.set_forkserver_preload(["largebatch.train", "largebatch.cli", "sklearn.datasets", "hydra", "timm"])
+FORKS.set_forkserver_preload(["largebatch.training.loop", "largebatch.cli", "sklearn.datasets", "hydra", "timm"])
 DATA = (
     "dataset=synthetic",
     "dataset.train_images=163",
@@ -59,7 +59,7 @@ def _command(arguments: Sequence[str], output: Path) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = ["largebatch", *arguments]
-    from largebatch.cli import main
+    from largebatch.cli.main import main
 
     main()
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from largebatch.cli import configuration_directory
-from largebatch.config import Config
+from largebatch.cli.compose import configuration_directory
+from largebatch.config.run import Config
 
 # Waiting threads that spin would take the cores from the processes that other tests have started.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -79,8 +79,8 @@ def digits_runs(compose, tmp_path_factory) -> Path:
 
     They learn enough to differ. ``stopped`` ended in the middle of its second epoch.
     """
-    from largebatch.placement import Hardware, place
-    from largebatch.train import fit
+    from largebatch.runtime.placement import Hardware, place
+    from largebatch.training.loop import fit
 
     parent = tmp_path_factory.mktemp("digits")
     few = ("k=2", "n=16", "lr.base_minibatch=32", "warmup=none", "epochs=1", "threads=1", "device=cpu")

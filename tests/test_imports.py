@@ -1,4 +1,4 @@
-"""Imports point down: a module may import only what lies on a lower layer, or in its own package."""
+"""Imports point down: a module may import only rooms on lower floors, or its own room."""
 
 import ast
 import subprocess
@@ -8,41 +8,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the bottom up. Modules on one line don't import one another.
-LAYERS = (
-    "schedule stats interrupt events files fused",
+# From the ground up. Rooms on one floor don't import one another.
+FLOORS = (
+    "base",
     "config",
-    "placement lock",
-    "record",
-    "report",
-    "world data batchnorm optim checkpoint progress memory launch",
-    "models sweep",
-    "evaluate exchange definition",
-    "meter learner watchdog",
-    "probe graph",
-    "train",
-    "compress",
-    "explain certify evaluation predict bench",
-    "quantize",
-    "commands",
+    "runtime cost_model data models offloading",
+    "records quantization",
+    "training reports",
+    "launch",
+    "inference verify bench",
     "cli",
-    "__main__",
+    "__main__ hydra_plugins",
 )
-HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names.split()}
-LIGHT = (
-    "config",
-    "events",
-    "files",
-    "lock",
-    "placement",
-    "schedule",
-    "record",
-    "stats",
-    "interrupt",
-    "report",
-    "sweep",
-    "predict",
-)  # redraw figures on any laptop
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
+# Commands that only read records start without torch, on any laptop.
+LIGHT = {"base", "config", "cost_model", "records", "reports", "cli", "hydra_plugins", "__main__"}
+LIGHT_MODULES = {
+    "largebatch.runtime.placement",
+    "largebatch.runtime.lock",
+    *(f"largebatch.launch.{name}" for name in ("run", "sweep", "arms", "manifest", "status", "arrays", "sbatch")),
+}
 
 
 def imports(path: Path) -> set[str]:
@@ -61,38 +46,49 @@ def files() -> list[Path]:
     return sorted(path for folder in ("largebatch", "hydra_plugins") for path in (ROOT / folder).rglob("*.py"))
 
 
-def room(path: Path) -> str:
-    """Return the module or package of ours that a file belongs to: ``data`` for largebatch/data/stream.py."""
-    return path.relative_to(ROOT).with_suffix("").parts[1]
+def name_of(path: Path) -> str:
+    """Return the module's full name."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def test_every_module_has_a_layer():
-    rooms = {room(path) for path in files() if path.parts[-2:] != ("largebatch", "__init__.py")}
-    assert rooms <= {*HEIGHT, "largebatch_launchers"}
+def room(name: str) -> str:
+    """Return the room of a module: ``data`` of largebatch.data.stream; "" of the package itself."""
+    first, *rest = name.split(".")
+    return first if first == "hydra_plugins" else (rest or [""])[0]
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_imports_point_down(path):
-    here = room(path)
-    height = HEIGHT.get(here, HEIGHT["cli"])
-    for name in imports(path):
-        parts = name.split(".")
-        if parts[0] == "largebatch":
-            assert parts[1] == here or HEIGHT[parts[1]] < height, f"{here} imports {name}"
-        if parts[0] in ("hydra", "omegaconf"):
-            assert here in ("cli", "largebatch_launchers"), f"{here} imports {name}"
-        if parts[0] == "triton":
-            assert here in ("fused", "compress"), f"{here} imports {name}"
-        if parts[0] in ("torch", "torchvision", "timm"):
-            assert here not in (*LIGHT, "commands", "cli", "largebatch_launchers"), f"{here} imports {name}"
+def is_light(name: str) -> bool:
+    return room(name) in LIGHT or name in LIGHT_MODULES
 
 
-def test_the_lowest_layer_and_the_command_line_start_without_torch():
-    light = [
-        f"largebatch.{room(path)}"
-        for path in files()
-        if room(path) in (*LIGHT, "commands", "cli", "largebatch_launchers")
-    ]
-    light = [name.replace("largebatch.largebatch_launchers", "hydra_plugins.largebatch_launchers") for name in light]
-    program = f"import sys, {', '.join(sorted(set(light)))}; sys.exit('torch' in sys.modules)"
+def test_every_room_has_a_floor():
+    assert {room(name_of(path)) for path in files()} - {""} == {*FLOOR}
+    assert len(FLOORS) <= 10
+    assert len(FLOOR) <= 22
+
+
+@pytest.mark.parametrize("name", [name_of(path) for path in files()])
+def test_imports_point_down(name):
+    path = ROOT / name.replace(".", "/")
+    here, found = room(name), imports(path / "__init__.py" if path.is_dir() else path.with_suffix(".py"))
+    for other in found:
+        if other.startswith("largebatch."):
+            assert room(other) == here or FLOOR[room(other)] < FLOOR.get(here, len(FLOORS)), f"{name} imports {other}"
+        package = other.split(".")[0]
+        if package in ("hydra", "omegaconf"):
+            assert here in ("cli", "hydra_plugins"), f"{name} imports {other}"
+        if package == "triton":
+            assert name.endswith("kernels") or here == "quantization", f"{name} imports {other}"
+        if package in ("torch", "torchvision", "timm"):
+            assert not is_light(name), f"{name} imports {other}"
+
+
+def test_light_modules_load_without_torch():
+    light = [name for name in map(name_of, files()) if is_light(name) and name != "largebatch.__main__"]
+    program = f"import sys, {', '.join(light)}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+def test_a_name_of_a_module_is_used_twice_at_most():
+    names = [path.stem for path in files() if path.stem not in ("__init__", "config")]
+    assert {name for name in names if names.count(name) > 2} == set()

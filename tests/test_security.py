@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.record import ENVIRONMENT
+from largebatch.records.provenance import ENVIRONMENT
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path for folder in ("largebatch", "hydra_plugins", "scripts") for path in (ROOT / folder).rglob("*.py"))

@@ -86,7 +86,7 @@ def test_what_the_page_says_in_words_is_borne_out(study, evidence):
 
 
 def test_the_table_says_what_the_records_say(study, monkeypatch):
-    from largebatch.report.table import table
+    from largebatch.reports.tables import table
 
     monkeypatch.chdir(ROOT)  # its notes name records from here
     evidence = study["evidence"].Evidence.of(STUDY.relative_to(ROOT) / "records")

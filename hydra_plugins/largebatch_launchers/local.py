@@ -31,7 +31,7 @@ class LocalLauncher(Launcher):
         return []
 
     def _compose(self, number: int, overrides: Sequence[str]) -> Any:
-        from largebatch.sweep.manifest import Arm  # every Hydra program imports this module
+        from largebatch.launch.manifest import Arm
 
         composed = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
         with open_dict(composed):

@@ -6,11 +6,11 @@ import tempfile
 import time
 from pathlib import Path
 
-from largebatch import checkpoint
 from largebatch.bench.compare import Side, Timings, take_turns
 from largebatch.bench.step import make_ours
-from largebatch.config import Config
-from largebatch.placement import Placement
+from largebatch.config.run import Config
+from largebatch.runtime.placement import Placement
+from largebatch.training import checkpoint
 
 
 def time_checkpoint(

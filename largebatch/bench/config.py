@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from largebatch.config import DatasetConfig, UserError, at_least, one_of
+from largebatch.base.errors import UserError, at_least, one_of
+from largebatch.config.groups import DatasetConfig
 
 # Plain loops, and our step as it is, with PyTorch's BatchNorm, compiled, as a CUDA graph, and worker by worker.
 SIDES = (

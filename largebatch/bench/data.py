@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from largebatch.base.errors import Fault, UserError
 from largebatch.bench.compare import Side, Timings, take_turns
 from largebatch.bench.loader import Loading
-from largebatch.config import DatasetConfig, Fault, UserError
+from largebatch.config.groups import DatasetConfig
 from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import draw_resized_crop
 

@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from largebatch.base.errors import UserError
 from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
-from largebatch.config import Config, UserError
-from largebatch.exchange import Averaging, Exchange, Tree
-from largebatch.launch import launch
-from largebatch.learner import DTYPES, start
+from largebatch.config.run import Config
 from largebatch.models import build_model
-from largebatch.placement import Placement, place
-from largebatch.world import World, hardware, leave, started_outside
+from largebatch.runtime.placement import Placement, place
+from largebatch.runtime.processes import launch
+from largebatch.runtime.world import World, hardware, leave, started_outside
+from largebatch.training.exchange import Averaging, Exchange, Tree
+from largebatch.training.learner import DTYPES, start
 
 PROCESSES = 2
 KINDS = ("ddp", "tree")

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from largebatch.base.errors import UserError
 from largebatch.bench.compare import Side, Timings, take_turns
-from largebatch.config import DatasetConfig, LoaderConfig, UserError
+from largebatch.config.groups import DatasetConfig, LoaderConfig
 from largebatch.data.layouts import FOLDERS, given_root, recognise
 from largebatch.data.source import FolderSource, Target
 from largebatch.data.stream import permutation

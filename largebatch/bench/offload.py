@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.bench.compare import Side, Spread, Timings, spread, take_turns
-from largebatch.config import Config
-from largebatch.memory import Statistics, offload
-from largebatch.memory.flat import pages
-from largebatch.memory.groups import cut
-from largebatch.memory.transport import make_transport
+from largebatch.config.run import Config
 from largebatch.models import build_model
-from largebatch.placement import Placement
+from largebatch.offloading import Statistics, offload
+from largebatch.offloading.flat import pages
+from largebatch.offloading.groups import cut
+from largebatch.offloading.transport import make_transport
+from largebatch.runtime.placement import Placement
 
 MEMBERS = 6  # of the ensemble
 STATM = Path("/proc/self/statm")

@@ -15,18 +15,19 @@ import torch.distributed
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from largebatch.base.errors import UserError
 from largebatch.bench.compare import Side, take_turns
 from largebatch.bench.exchange import Either, Pass
 from largebatch.bench.step import Ours, make_ours, make_plain, step_data
-from largebatch.config import Config, UserError
+from largebatch.config.run import Config
 from largebatch.data import sets
-from largebatch.exchange import Averaging
-from largebatch.launch import launch
-from largebatch.learner import DTYPES, open_data, start
 from largebatch.models import build_model
-from largebatch.placement import Placement, place
-from largebatch.train import sample_stream
-from largebatch.world import World, hardware, leave, started_outside
+from largebatch.runtime.placement import Placement, place
+from largebatch.runtime.processes import launch
+from largebatch.runtime.world import World, hardware, leave, started_outside
+from largebatch.training.exchange import Averaging
+from largebatch.training.learner import DTYPES, open_data, start
+from largebatch.training.loop import sample_stream
 
 TOGETHER = (1, 2, 4, 8)  # workers a pass on a GPU, as placement chooses them; elsewhere 1
 TINY = 4  # numbers in a message that takes its latency
@@ -37,7 +38,7 @@ Profile = dict[str, Any]
 
 
 def measure(config: Config, repeats: int) -> Profile:
-    """Measure, and return a profile as :class:`largebatch.predict.profile.Profile` describes it, but for ``machine``.
+    """Measure, and return a profile as :class:`~.cost_model.profile.Profile` describes it, but for ``machine``.
 
     Args:
         config: Network, images, n, precision, threads; ``processes`` is of the exchange alone: by default as many as

@@ -17,14 +17,15 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
 from largebatch.bench.compare import Side, Timings, take_turns
-from largebatch.config import Config, DatasetConfig
+from largebatch.config.groups import DatasetConfig
+from largebatch.config.run import Config
 from largebatch.data import sets
 from largebatch.data.source import Batch, Source
 from largebatch.data.stream import SampleStream
-from largebatch.learner import DTYPES, Learner, make_learner, open_data, start
 from largebatch.models import build_model
-from largebatch.placement import Placement
-from largebatch.train import make_step, sample_stream
+from largebatch.runtime.placement import Placement
+from largebatch.training.learner import DTYPES, Learner, make_learner, open_data, start
+from largebatch.training.loop import make_step, sample_stream
 
 # The rate of every step here: weights stay, so that all steps do the same arithmetic, and it is the optimizer's
 # whole work all the same.

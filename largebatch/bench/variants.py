@@ -18,10 +18,11 @@ from largebatch.bench.compare import Timings, take_turns
 from largebatch.bench.config import SIDES
 from largebatch.bench.limits import Work, limit_sides, work_of
 from largebatch.bench.step import Ours, Plain, make_ours, make_plain, side
-from largebatch.config import Config, DatasetConfig
+from largebatch.config.groups import DatasetConfig
+from largebatch.config.run import Config
 from largebatch.data import sets
-from largebatch.placement import place
-from largebatch.world import hardware
+from largebatch.runtime.placement import place
+from largebatch.runtime.world import hardware
 
 # What each of our sides changes in the configuration; "micro" is one worker a pass.
 OURS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data.files import Container
 from largebatch.data.listing import IMAGE_SUFFIXES, SPLITS, Listing, Rows, scanned
 from largebatch.data.tar import Member, Read, members, shown

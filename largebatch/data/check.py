@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from largebatch.config import Fault, UserError
+from largebatch.base.errors import Fault, UserError
 from largebatch.data.decode import DAMAGE, FORMATS, decode
 from largebatch.data.files import Split
 from largebatch.data.layouts import Opened

@@ -6,7 +6,8 @@ from io import BytesIO
 
 from PIL import Image
 
-from largebatch.config import DatasetConfig, UserError
+from largebatch.base.errors import UserError
+from largebatch.config.groups import DatasetConfig
 from largebatch.data import native
 
 # What Pillow's decoders raise on damaged files, and on absurd sizes.

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data.tar import shown
 
 _MOST_OPEN = 128  # archives that a process keeps open: there may be thousands

@@ -17,10 +17,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
+from largebatch.base.files import write_atomically
 from largebatch.data.files import Container, Names
 from largebatch.data.listing import SPLITS, Listing, Table
-from largebatch.files import write_atomically
 
 NAME = "largebatch-index.safetensors"
 _VERSION = 1

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from largebatch.config import DatasetConfig, UserError
+from largebatch.base.errors import UserError
+from largebatch.config.groups import DatasetConfig
 from largebatch.data import archives
 from largebatch.data.archives import list_official, list_shards, official_sources
 from largebatch.data.files import Archived, Contained, Folders, Names, Split, Tabled

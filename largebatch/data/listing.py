@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data.files import Container, Names
 from largebatch.data.tar import shown
 

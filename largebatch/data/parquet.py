@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data.files import Container
 from largebatch.data.listing import SPLITS, Listing, Rows, scanned
 

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from largebatch.config import DatasetConfig, UserError
+from largebatch.base.errors import UserError
+from largebatch.config.groups import DatasetConfig
 from largebatch.data.layouts import given_root, recognise
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from largebatch.config import DatasetConfig, Fault, LoaderConfig, UserError
+from largebatch.base.errors import Fault, UserError
+from largebatch.base.signals import FAULT
+from largebatch.config.groups import DatasetConfig, LoaderConfig
 from largebatch.data import native, sets
 from largebatch.data.decode import DAMAGE, check_resized, choose_decoder, decode
 from largebatch.data.files import Split
 from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
-from largebatch.interrupt import FAULT
 
 _Problem = str | UserError | None  # a corrupt image, or what ends the run, as UserError cannot leave a loader process
 _Loaded = tuple[Tensor, Tensor, list[str | UserError]]  # pixels, labels and what was wrong, of a batch

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 
 BLOCK = 512
 _LONGEST_EXTENSION = 2**20  # bytes of a long name or of pax records

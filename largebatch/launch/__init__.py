@@ -1,5 +1,1 @@
-"""Starting the processes of a run. What they do is given by the caller."""
-
-from largebatch.launch.local import RankError, RankLost, Stopped, launch
-
-__all__ = ["RankError", "RankLost", "Stopped", "launch"]
+"""Starting runs: one run, a sweep on this machine, SLURM arrays. No Hydra."""

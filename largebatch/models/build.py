@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from largebatch.config import ModelConfig, UserError, nearest
+from largebatch.base.errors import UserError, nearest
+from largebatch.config.groups import ModelConfig
 from largebatch.models.resnet import SmallResNet
 
 

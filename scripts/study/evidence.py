@@ -9,11 +9,11 @@ from statistics import fmean
 
 from plan import ARMS, BASELINE, BEYOND, HOLDS, MARGIN, RECIPE, named
 
-from largebatch.report.paper import published
-from largebatch.report.rows import Row, make_rows
-from largebatch.report.select import Group, Selection, select
-from largebatch.report.statistics import BETTER, EQUIVALENT, WORSE, Comparison, Spread, compare
-from largebatch.report.table import NONE, difference, spread, verdict
+from largebatch.reports.paper import published
+from largebatch.reports.rows import Row, make_rows
+from largebatch.reports.selection import Group, Selection, select
+from largebatch.reports.statistics import BETTER, EQUIVALENT, WORSE, Comparison, Spread, compare
+from largebatch.reports.tables import NONE, difference, spread, verdict
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from largebatch.cli import configuration_directory
-from largebatch.config import DatasetConfig
+from largebatch.cli.compose import configuration_directory
+from largebatch.config.groups import DatasetConfig
 from largebatch.data.sets import load
 
 

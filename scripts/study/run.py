@@ -21,9 +21,9 @@ from part import take_first
 from plan import FULL, QUICK, Size, named
 from write import page
 
-from largebatch.commands.outcome import DIVERGED
-from largebatch.config import UserError
-from largebatch.report.runs import load
+from largebatch.base.errors import UserError
+from largebatch.base.outcome import DIVERGED
+from largebatch.records.runs import load
 
 
 def largebatch(*words: str) -> None:

@@ -16,13 +16,13 @@ import jinja2
 from evidence import Evidence, theirs
 from plan import BEYOND, FULL, LARGE, MARGIN, SIZES, named
 
-from largebatch.report.figures import curves, scaling
-from largebatch.report.figures.style import styled
-from largebatch.report.output import encode, write
-from largebatch.report.page import page as html
-from largebatch.report.paper import published
-from largebatch.report.runs import Run, find, load
-from largebatch.report.table import NONE, table
+from largebatch.records.runs import Run, find, load
+from largebatch.reports.figures import curves, scaling
+from largebatch.reports.figures.style import styled
+from largebatch.reports.output import encode, write
+from largebatch.reports.page import page as html
+from largebatch.reports.paper import published
+from largebatch.reports.tables import NONE, table
 
 HERE = Path(__file__).parent
 TRIALS = HERE.parents[1] / "results" / "study" / "trials"

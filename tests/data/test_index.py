@@ -14,7 +14,7 @@ from layouts import make, pack_devkit, tar_of
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data import index, layouts
 from largebatch.data.index import NAME
 from largebatch.data.layouts import open_splits
@@ -133,7 +133,7 @@ def test_a_full_disk_leaves_the_old_index_and_says_so(config, root):
     old = (root / NAME).read_bytes()
     # A file may have no more bytes than the archives have headers: as on a full disk, a write fails on its way.
     program = (
-        "import resource, sys; from largebatch.cli import main; "
+        "import resource, sys; from largebatch.cli.main import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (512, 512)); main()"
     )
     done = subprocess.run(

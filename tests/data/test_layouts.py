@@ -9,7 +9,7 @@ import pytest
 from images import make_tree
 from layouts import LAYOUTS, make, pack_devkit, tar_of
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data import index
 from largebatch.data.files import Names
 from largebatch.data.layouts import open_splits, recognise

@@ -13,7 +13,7 @@ from images import photograph
 from PIL import Image
 from torchvision.transforms import functional
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data import native
 from largebatch.data.decode import DAMAGE, choose_decoder, decode
 

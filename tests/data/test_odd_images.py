@@ -12,7 +12,8 @@ from images import photograph
 from layouts import tar_of
 from PIL import Image
 
-from largebatch.config import LoaderConfig, UserError
+from largebatch.base.errors import UserError
+from largebatch.config.groups import LoaderConfig
 from largebatch.data.decode import check_resized, decode
 from largebatch.data.files import Archived, Container, Folders, Names
 from largebatch.data.source import Target, open_source

@@ -7,10 +7,10 @@ import torch
 from images import make_tree
 from layouts import LAYOUTS, make
 
-from largebatch.config import LoaderConfig
+from largebatch.config.groups import LoaderConfig
 from largebatch.data.source import Target, open_source
-from largebatch.placement import Hardware, place
-from largebatch.train import fit
+from largebatch.runtime.placement import Hardware, place
+from largebatch.training.loop import fit
 
 WORDS = (
     *("dataset=imagefolder", "dataset.height=32", "dataset.width=32", "dataset.resize=32", "model=resnet8"),

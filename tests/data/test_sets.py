@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data import sets
 
 

@@ -13,11 +13,12 @@ from images import make_tree, spoil
 from PIL import Image
 from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
-from largebatch.config import LoaderConfig, UserError
+from largebatch.base.errors import UserError
+from largebatch.config.groups import LoaderConfig
 from largebatch.data.source import UNREADABLE, Target, _gathered, _watched, is_lost_loader, open_source
 from largebatch.data.stream import SampleStream
-from largebatch.evaluate import batches_of, evaluate
-from largebatch.world import World
+from largebatch.runtime.world import World
+from largebatch.training.validation import batches_of, evaluate
 
 CPU = torch.device("cpu")
 
@@ -212,7 +213,7 @@ def test_a_process_that_ends_in_the_middle_takes_its_loaders_along(folder):
     """By an exception that nobody expected: what it holds on to is still there when Python waits for children."""
     program = (
         "import pickle, sys, torch\n"
-        "from largebatch.config import LoaderConfig\n"
+        "from largebatch.config.groups import LoaderConfig\n"
         "from largebatch.data.source import Target, open_source\n"
         "target = Target(torch.device('cpu'), torch.float32)\n"
         "source = open_source(pickle.load(sys.stdin.buffer), LoaderConfig(workers=1, prefetch=2), 0, target, cores=1)\n"
@@ -229,7 +230,7 @@ def test_a_process_that_ends_in_the_middle_takes_its_loaders_along(folder):
 def test_a_loader_that_is_busy_ends_with_a_run_that_is_killed(folder):
     program = (
         "import os, pickle, signal, sys, threading, time, torch\n"
-        "from largebatch.config import LoaderConfig\n"
+        "from largebatch.config.groups import LoaderConfig\n"
         "from largebatch.data import source as module\n"
         "begun, begin = os.pipe()\n"
         "module._Files.__getitems__ = lambda self, places: os.write(begin, b'.') and time.sleep(600)\n"

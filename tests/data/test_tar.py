@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layouts import tar_of
 
-from largebatch.config import UserError
+from largebatch.base.errors import UserError
 from largebatch.data.tar import BLOCK, Member, members
 
 LONG = "folder/" * 30 + "image.jpg"  # 219 characters: beyond ustar's name of 100

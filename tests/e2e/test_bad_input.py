@@ -10,8 +10,8 @@ from urllib.error import URLError
 import pytest
 from PIL import Image
 
-from largebatch import cli
-from largebatch.placement import Hardware
+from largebatch.cli import main as cli
+from largebatch.runtime.placement import Hardware
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
 
@@ -133,7 +133,7 @@ def test_the_installed_command_says_the_same(largebatch, tmp_path, arguments):
     ],
 )
 def test_hardware_that_is_not_there(mistake, monkeypatch, override, sentence):
-    monkeypatch.setattr("largebatch.world.hardware", lambda: CPU)
+    monkeypatch.setattr("largebatch.runtime.world.hardware", lambda: CPU)
     assert mistake("train", override) == sentence
 
 
@@ -254,7 +254,7 @@ def test_a_full_disk_under_a_sweep(monkeypatch, capsys, tmp_path):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("largebatch.sweep.manifest.write", full)
+    monkeypatch.setattr("largebatch.launch.manifest.write", full)
     monkeypatch.setattr(sys, "argv", ["largebatch", "train", "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -285,7 +285,8 @@ def test_out_of_memory_names_what_to_make_smaller(tmp_path):
     # A real allocation that fails: the process may have 1 GB more than it has, and a pass takes several.
     program = """
 import resource, sys
-from largebatch import cli, train
+from largebatch.cli import main as cli
+from largebatch.training import loop as train
 now = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (now + 2**30, now + 2**30))
 cli.main()

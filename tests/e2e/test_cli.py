@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from processes import BIN
 
-from largebatch.cli import COMMANDS
+from largebatch.cli.main import COMMANDS
 
 # What bash does at the TAB key, without a terminal.
 PRESS_TAB = """

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from processes import ENDLESS, alive, descendants, linux, ranks, wait_for
 
-from largebatch import checkpoint
+from largebatch.training import checkpoint
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import torture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from largebatch import cli
-from largebatch.config import digest
+from largebatch.cli import main as cli
+from largebatch.config.build import digest
 
 RECORDS = Path(__file__).parents[2] / "results" / "digits-curves"
 
@@ -51,7 +51,7 @@ def test_a_table_of_real_records(largebatch):
 
 def test_what_takes_long_to_import_is_not():
     program = (
-        "import sys; from largebatch.commands.table import TABLE; "
+        "import sys; from largebatch.cli.commands.table import TABLE; "
         f"TABLE.run(['runs={RECORDS}', 'paper=table1']); "
         "sys.exit(str({'torch', 'hydra', 'matplotlib', 'scipy.stats', 'sklearn'} & {*sys.modules}))"
     )
@@ -61,7 +61,7 @@ def test_what_takes_long_to_import_is_not():
 
 def test_figures_and_the_page_are_made_without_torch(tmp_path):
     program = (
-        "import sys; from largebatch.commands.plot import PLOT; from largebatch.commands.report import REPORT; "
+        "import sys; from largebatch.cli.commands.plot import PLOT; from largebatch.cli.commands.report import REPORT; "
         f"PLOT.run(['curves', 'runs={RECORDS}', 'out={tmp_path / 'curves.pdf'}']); "
         f"REPORT.run(['runs={RECORDS}', 'out={tmp_path / 'report.html'}']); "
         "sys.exit(str({'torch', 'hydra', 'matplotlib.pyplot'} & {*sys.modules}))"

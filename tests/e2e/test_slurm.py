@@ -19,9 +19,9 @@ import pytest
 from processes import BIN
 from safetensors.numpy import load_file
 
-from largebatch.launch import slurm
-from largebatch.record import read_metrics, read_provenance, read_summary
-from largebatch.sweep import manifest
+from largebatch.launch import manifest
+from largebatch.launch import sbatch as slurm
+from largebatch.records.read import read_metrics, read_provenance, read_summary
 
 pytestmark = pytest.mark.slurm
 PATIENCE = 300  # seconds before a wait is given up as a hang

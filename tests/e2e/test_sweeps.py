@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.lock import holder
-from largebatch.sweep.manifest import read
-from largebatch.sweep.status import progress
+from largebatch.launch.manifest import read
+from largebatch.launch.status import progress
+from largebatch.runtime.lock import holder
 
 PATIENCE = 300  # seconds before a wait is given up as a hang
 ARMS = ("-m", "k=2", "n=8", "device=cpu", "threads=1", "warmup=none", "launcher.jobs=2", "hydra.sweep.dir=sweep")

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from largebatch.config import Fault, SlurmConfig, UserError
-from largebatch.launch import slurm
-from largebatch.launch.slurm import Array, Element
+from largebatch.base.errors import Fault, UserError
+from largebatch.config.launchers import SlurmConfig
+from largebatch.launch import sbatch as slurm
+from largebatch.launch.sbatch import Array, Element
 
 SETTINGS = SlurmConfig(
     name="slurm",

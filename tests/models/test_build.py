@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from largebatch.config import ModelConfig, UserError
+from largebatch.base.errors import UserError
+from largebatch.config.groups import ModelConfig
 from largebatch.models import build_model, initialise
 from largebatch.models.build import build_on_meta, check_shapes, residual_batchnorms
 

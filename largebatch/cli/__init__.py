@@ -1,0 +1,1 @@
+"""The command line: dispatch, composition with Hydra, one grammar of arguments."""

@@ -1,0 +1,41 @@
+"""``largebatch certify``: prove that k workers are k workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from largebatch.base.errors import UserError, one_of
+from largebatch.base.outcome import FAULT, Outcome, say
+from largebatch.cli.command import Values
+from largebatch.config.build import build
+from largebatch.config.groups import CertifyConfig
+from largebatch.config.run import Config
+from largebatch.records.read import default_directory, safe_name
+from largebatch.records.write import finite
+from largebatch.runtime.placement import place
+
+
+def certify(values: Values) -> Outcome:
+    """Hold the trainer against the paper's definition, wherever it can run."""
+    shape, asked = values.pop("format"), values.pop("certify")
+    one_of("format", shape, ("text", "json"))
+    asked = build(CertifyConfig, asked, "certify.")
+    config = Config.from_mapping(values)
+    if "RANK" in os.environ:
+        raise UserError("certify starts its own processes, of every number that divides k: run it without torchrun.")
+    from largebatch.runtime.world import hardware
+    from largebatch.verify import certify
+
+    machine = hardware()
+    placement = place(config, machine)
+    plan, places = certify.prepare(config, placement, asked, machine)
+    parent = Path("runs") / f"certify-{safe_name(config.dataset.name)}-{safe_name(config.model.name)}"
+    directory = Path(config.run_dir or default_directory(plan.config, placement.precision, parent))
+    certificate = certify.certify(plan, places, directory, shown=sys.stderr.isatty())
+    facts = certificate.to_mapping()
+    print(json.dumps(finite(facts), indent=2) if shape == "json" else certify.as_text(certificate))
+    say(f"certificate in {directory / 'certificate.json'}")
+    return Outcome(0 if certificate.holds else FAULT, str(directory))

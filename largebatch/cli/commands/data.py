@@ -1,0 +1,213 @@
+"""``largebatch data``: index, verify or measure images on disk, before a run needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from largebatch.base.errors import Fault, UserError, nearest
+from largebatch.base.outcome import FAULT
+from largebatch.cli.arguments import Given, Vocabulary, Word
+from largebatch.cli.command import PlainCommand
+from largebatch.config.groups import DatasetConfig
+
+if TYPE_CHECKING:
+    from largebatch.data.layouts import Opened
+
+_SHOWN = 20  # lines of one kind of finding
+_ROOT = Word("root", None, "The directory that dataset.root names. By default $LARGEBATCH_DATA.")
+_DATASET = Word(
+    "dataset",
+    "imagefolder",
+    "imagenet: it must be ImageNet-1k, with its 1000 synsets; imagefolder: any classes.",
+    ("imagefolder", "imagenet"),
+)
+_PROCESSES = Word("processes", None, "How many processes read images at once. By default one a core.")
+_LAYOUTS = (
+    "A root is taken as it lies there. Class folders: train/ and val/, each with one folder of images a class. The "
+    "official archives, unopened: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz "
+    "(or what it holds). WebDataset's shards: .tar with a .jpg and a .cls an image. Hugging Face's parquet files. "
+    "Shards and parquet files lie in root, data/, train/ or val/, and are told apart by train or val (validation) in "
+    "their names or their directory's.",
+    "Archives and parquet files are indexed once, and images are read from them in place: nothing is unpacked. The "
+    "index is kept beside them as largebatch-index.safetensors, or in $LARGEBATCH_CACHE (else ~/.cache/largebatch) "
+    "where they cannot be written. It is made anew when a file's size or time of change is another. train makes it "
+    "too, if it must.",
+    "From archives and class folders an image is read alone. Parquet gives a row group of about a hundred images at a "
+    "time, so training from it reads a hundred times as much: for many epochs use shards.",
+    "Images are numbered by class, then file name, then archive and place in it, classes by their sorted synsets: the "
+    "samples of a run are the same in every layout.",
+)
+
+
+@dataclass(frozen=True)
+class _Verb:
+    words: Vocabulary
+    run: Callable[[Given], int]
+
+
+def _opened(given: Given, anew: bool = False) -> Opened:
+    from largebatch.data.layouts import open_splits
+
+    config = DatasetConfig(
+        name=str(given.text("dataset")),
+        root=given.text("root"),
+        train_images=None,
+        val_images=None,
+        classes=None,
+        channels=3,
+        height=1,
+        width=1,
+        crop="none",
+        pad=0,
+        flip=False,
+        resize=None,
+        mean=(0.0,) * 3,
+        std=(1.0,) * 3,
+        decoder="pillow",
+        on_error="stop",
+    )
+    return open_splits(config, anew)
+
+
+def _processes(given: Given) -> int:
+    from largebatch.data.check import cores
+
+    return cores() if given.text("processes") is None else given.whole("processes", least=1)
+
+
+def _index(given: Given) -> int:
+    opened = _opened(given, anew=given.flag("anew"))
+    print(opened.line)
+    if opened.problem:
+        raise Fault(f"the index could not be kept: {opened.problem}. What was there before is as it was.")
+    return 0
+
+
+def _verify(given: Given) -> int:
+    from largebatch.data.check import verify
+
+    processes = _processes(given)
+    opened = _opened(given)
+    print(opened.line)
+    verdict = verify(opened, given.text("dataset") == "imagenet", processes)
+    _list("cannot be decoded", verdict.corrupt)
+    _list("are of the wrong number", verdict.counts)
+    _list("are there several times", [" = ".join(group) for group in verdict.duplicates])
+    wrong = bool(verdict.corrupt or verdict.counts)
+    print(
+        f"{verdict.images:,} images: {len(verdict.corrupt):,} corrupt, {len(verdict.counts):,} wrong counts, "
+        f"{sum(len(group) - 1 for group in verdict.duplicates):,} that repeat another."
+    )
+    return FAULT if wrong else 0
+
+
+def _list(title: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    print(f"These {title}:")
+    for line in lines[:_SHOWN]:
+        print(f"  {line}")
+    if len(lines) > _SHOWN:
+        print(f"  and {len(lines) - _SHOWN:,} more")
+
+
+def _stats(given: Given) -> int:
+    import numpy as np
+
+    from largebatch.data.check import look, most_common
+
+    images, processes = given.whole("images", least=1), _processes(given)
+    opened = _opened(given)
+    print(opened.line)
+    for name, split in (("train", opened.train), ("val", opened.val)):
+        counts = np.bincount(split.labels, minlength=len(split.classes))
+        print(
+            f"{name}: {len(split):,} images of {len(split.classes):,} classes, {counts.min():,} to {counts.max():,} a "
+            "class"
+        )
+        looks = look(split, images, processes)
+        if not looks:
+            print("  none of those looked at can be read: largebatch data verify says why")
+            continue
+        sizes, widths, heights = (np.array([getattr(one, key) for one in looks]) for key in ("size", "width", "height"))
+        kinds = ", ".join(f"{kind} {100 * count / len(looks):.3g} %" for kind, count in most_common(looks))
+        print(f"  of {len(looks):,} of them:")
+        print(f"  bytes   mean {sizes.mean():,.0f}, {sizes.min():,} to {sizes.max():,}")
+        print(f"  width   mean {widths.mean():,.0f}, {widths.min():,} to {widths.max():,} pixels")
+        print(f"  height  mean {heights.mean():,.0f}, {heights.min():,} to {heights.max():,} pixels")
+        print(f"  {kinds}")
+    return 0
+
+
+VERBS = {
+    "index": _Verb(
+        Vocabulary(
+            "data index",
+            "Index archives or parquet files before a run needs it, such as on a node that may write beside them.",
+            (
+                _ROOT,
+                _DATASET,
+                Word("anew", "false", "Make it again though it still holds.", ("true", "false")),
+            ),
+            (("data index root=/data/imagenet dataset=imagenet", "before the first run"),),
+            _LAYOUTS,
+        ),
+        _index,
+    ),
+    "verify": _Verb(
+        Vocabulary(
+            "data verify",
+            "Read and decode every image: corrupt ones are named with archive and offset, equal ones are found by a "
+            "hash of their bytes, and with dataset=imagenet the images of every class are counted.",
+            (_ROOT, _DATASET, _PROCESSES),
+            (("data verify root=/data/imagenet dataset=imagenet", "every image of ImageNet"),),
+            (
+                "Exit status: 0 all is well; 1 images are corrupt, or counts are wrong; 2 the layout cannot be read. "
+                "ImageNet itself has images that repeat another: these are listed, and nothing is wrong.",
+            ),
+        ),
+        _verify,
+    ),
+    "stats": _Verb(
+        Vocabulary(
+            "data stats",
+            "Print how many images and classes there are, and of some images, evenly spread, bytes, sizes and formats.",
+            (_ROOT, _DATASET, _PROCESSES, Word("images", "2000", "How many of each split are looked at.")),
+            (("data stats root=/data/imagenet", "what is there"),),
+        ),
+        _stats,
+    ),
+}
+
+
+def run(arguments: list[str]) -> int:
+    """Do what the first word says, and return the exit status."""
+    verb, *words = arguments or ["--help"]
+    if verb in ("--help", "-h", "help"):
+        print(_help())
+        return 0
+    if verb not in VERBS:
+        raise UserError(f"data {verb} is not known: it takes {', '.join(VERBS)}.{nearest(verb, VERBS)}")
+    given = VERBS[verb].words.read(words)
+    return 0 if given is None else VERBS[verb].run(given)
+
+
+def _help() -> str:
+    import textwrap
+
+    from largebatch.cli.arguments import WIDTH
+
+    lines = ["largebatch data index|verify|stats root=… [key=value …]", ""]
+    for name, verb in VERBS.items():
+        lines += textwrap.wrap(verb.words.summary, WIDTH, initial_indent=f"  {name:<8}", subsequent_indent=" " * 10)
+    for paragraph in _LAYOUTS:
+        lines += ["", *textwrap.wrap(paragraph, WIDTH)]
+    lines += ["", "Examples:"]
+    for verb in VERBS.values():
+        lines += [f"  largebatch {line}\n      {what}" for line, what in verb.words.examples]
+    return "\n".join([*lines, "", "largebatch data verify --help lists the keys of each."])
+
+
+DATA = PlainCommand("index, verify or measure images on disk: class folders, archives, shards, parquet", run)

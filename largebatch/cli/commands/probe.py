@@ -1,0 +1,110 @@
+"""``largebatch probe``: how far k can grow, measured along a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from largebatch.base.errors import UserError, nearest, one_of
+from largebatch.base.outcome import Outcome, say
+from largebatch.base.signals import ENDED, INTERRUPTED
+from largebatch.cli.command import Values
+from largebatch.cli.commands.train import train
+from largebatch.config.build import build
+from largebatch.config.run import Config
+from largebatch.records.read import read_summary
+from largebatch.records.runs import find
+from largebatch.records.write import finite
+from largebatch.reports.answer import Probed, Trained, answer, fits, open_probed, readable, trained
+from largebatch.reports.probes import as_text, facts
+from largebatch.reports.selection import select
+from largebatch.runtime.lock import holder, owned
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The words of the command itself; see ``conf/probe.yaml``."""
+
+    run: str | None
+    runs: tuple[str, ...]
+    answer: bool
+    baseline: str | None
+    margin: float
+    format: str
+
+    def __post_init__(self) -> None:
+        one_of("format", self.format, ("text", "json"))
+        if self.runs and not self.answer:
+            raise UserError("runs= is what an answer is compared with: add answer=true.")
+        if not self.margin > 0:
+            raise UserError(f"margin={self.margin:g} is not a number of points above 0.")
+
+
+OURS = tuple(field.name for field in dataclasses.fields(Asked))
+# What may be said beside a recorded run; all else is as it was trained.
+FREE = ("probe", "device", "threads", "loader", "dataset.root", "dataset.on_error")
+
+
+def probe(values: Values) -> Outcome:
+    """Train and probe a run, or probe a recorded one; print what was measured, and the answer where asked for."""
+    words = values.pop("given")
+    asked = build(Asked, {key: values.pop(key) for key in OURS})
+    outcome = _trained(values) if asked.run is None else _recorded(Path(asked.run), values, words)
+    if outcome.status in (ENDED, INTERRUPTED) or os.environ.get("RANK", "0") != "0":
+        return outcome
+    probed = open_probed(Path(outcome.directory))
+    said = answer(probed) if asked.answer else None
+    compared = _compared(probed, asked)
+    # Of a run that was probed on its way: what is measured afterwards has not kept it.
+    seconds = (read_summary(probed.directory) or {}).get("seconds") if asked.run is None else None
+    share = sum(line["seconds"] for line in probed.lines) / seconds if seconds else None
+    if asked.format == "json":
+        print(json.dumps(finite(facts(probed, said, compared, share)), indent=2))
+    else:
+        print(as_text(probed, said, compared, share))
+    return outcome
+
+
+def _trained(values: Values) -> Outcome:
+    config = Config.from_mapping(values)
+    if config.probe.every is None:
+        raise UserError("probe.every=null measures nothing: give a number of epochs, or largebatch train.")
+    return train(values)
+
+
+def _recorded(directory: Path, values: Values, words: Sequence[str]) -> Outcome:
+    """Probe a recorded run wherever it has a checkpoint."""
+    found = find([str(directory)], "run")
+    if found != [directory]:
+        raise UserError(f"run={directory} is no run itself, it holds {len(found)}: name one, such as run={found[0]}.")
+    if "RANK" in os.environ:
+        raise UserError("a recorded run is probed by one process: run it without torchrun.")
+    for key in dict.fromkeys(word.partition("=")[0].lstrip("+~") for word in words):
+        if not any(key == name or key.startswith(f"{name}.") for name in (*FREE, *OURS, "hydra")):
+            raise UserError(
+                f"{key}= cannot be given beside run=, which is probed as it was trained: leave it out. These can: "
+                f"{', '.join((*OURS[1:], *FREE))}.{nearest(key, (*OURS, *FREE))}"
+            )
+    readable(directory)  # before minutes are spent on it
+    if holder(directory) is not None:
+        raise UserError(f"run={directory} is still training: wait, or probe it on its way with probe.every=1.")
+    if any((directory / "checkpoints").glob("*.safetensors")):
+        from largebatch.training.probe_checkpoints import probe_checkpoints
+
+        with owned(directory):
+            count = probe_checkpoints(directory, values, FREE)
+        if count:
+            say(f"measured from {count} checkpoint{'s' * (count > 1)} of {directory}")
+    return Outcome(0, str(directory))
+
+
+def _compared(probed: Probed, asked: Asked) -> list[Trained]:
+    if not asked.runs:
+        return []
+    selection = select(asked.runs, asked.baseline)
+    fits(probed, selection)
+    return trained(selection, asked.margin)

@@ -1,0 +1,257 @@
+"""``largebatch sweep``: look at a sweep, go on with it, end it, or run one task of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import fill
+
+from largebatch.base.errors import UserError, nearest
+from largebatch.base.outcome import say
+from largebatch.cli.arguments import WIDTH, Vocabulary, Word
+from largebatch.cli.command import PlainCommand
+from largebatch.config.launchers import SlurmConfig
+from largebatch.launch import sbatch
+from largebatch.launch.manifest import Task, log_of, read, task_of
+from largebatch.launch.status import Standing, as_table, standings
+from largebatch.launch.sweep import be_owner, run_here, run_task, say_other_code, submit
+from largebatch.runtime.lock import Holder, holder
+
+LOG_LINES = 20
+WATCH_SECONDS = 2.0  # between two looks at the records
+
+
+@dataclass(frozen=True)
+class _Verb:
+    """A word after ``sweep``: the words that it takes, what it does in a line and at length, and the function."""
+
+    takes: str
+    summary: str
+    help: str
+    run: Callable[[list[str]], int]
+
+
+def _run(words: list[str]) -> int:
+    directory, word = _places("run", words, 2)
+    return run_task(directory, task_of(directory, read(directory), word)).status
+
+
+def _status(words: list[str]) -> int:
+    directory, *rest = words
+    given = STATUS_WORDS.read(rest)
+    if given is None:
+        return 0
+    watch, shape = given.flag("watch"), given.text("format")
+    if watch and shape == "json":
+        raise UserError("watch=true is for people, and format=json for programs: take one of them.")
+    place = Path(directory)
+    if watch:
+        return _watch(place)
+    found = _standings(place)
+    if shape == "json":
+        print(
+            json.dumps(
+                {"directory": directory, "tasks": [dataclasses.asdict(standing) for standing in found]}, indent=2
+            )
+        )
+    else:
+        print(as_table(found))
+    return 0
+
+
+def _watch(directory: Path) -> int:
+    """Show a table that follows the sweep until nothing more will happen by itself, or Ctrl-C."""
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(auto_refresh=False) as live:
+        while True:
+            found = _standings(directory)
+            live.update(Text(as_table(found), no_wrap=True, overflow="ellipsis"), refresh=True)
+            waited_for = ("queued", "running", "waiting") if holder(directory) else ("queued", "running")
+            if not any(standing.state in waited_for for standing in found):
+                return 0
+            try:
+                time.sleep(WATCH_SECONDS)
+            except KeyboardInterrupt:
+                return 0
+
+
+def _resume(words: list[str]) -> int:
+    directory, _ = _places("resume", words, 1)
+    read(directory)  # before it is owned: a directory that is no sweep is left as it is
+    with be_owner(directory):
+        tasks = read(directory)
+        numbers = [standing.task for standing in _standings(directory, tasks) if standing.missing]
+        if not numbers:
+            say(f"Nothing of {directory} is left to be run.")
+            return 0
+        left = [tasks[number] for number in numbers]
+        say_other_code(directory, left[0])
+        return submit(directory, left) if _is_submitted(tasks) else run_here(directory, left)
+
+
+def _cancel(words: list[str]) -> int:
+    directory, _ = _places("cancel", words, 1)
+    tasks = read(directory)
+    if _is_submitted(tasks):
+        ended = sbatch.cancel(directory)
+        say(f"Cancelled: {', '.join(ended)}." if ended else f"Nothing of {directory} waits or runs.")
+        return 0
+    # The process that runs the sweep passes the signal on to its tasks: a second one would end them at once.
+    owner = holder(directory)
+    owners = [owner] if owner else [held for task in tasks if (held := _runner(directory, task))]
+    for held in owners:
+        if held.host != socket.gethostname():
+            raise UserError(f"{directory} is being run on {held.host}, by process {held.pid}: cancel it there.")
+        try:
+            os.kill(held.pid, signal.SIGTERM)
+        except PermissionError:
+            raise UserError(f"{directory} is being run by another user, in process {held.pid}: ask them.") from None
+        except ProcessLookupError:  # it has just ended
+            continue
+    if owners:
+        say(f"Asked to write checkpoints and end. To go on later: largebatch sweep resume {directory}")
+    else:
+        say(f"Nothing of {directory} runs.")
+    return 0
+
+
+def _logs(words: list[str]) -> int:
+    directory, word = _places("logs", words, 2)
+    task = task_of(directory, read(directory), word)
+    own = [log_of(directory, task.number), task.directory / "log.txt"]
+    found = [path for path in (*own, *sorted((task.directory / "logs").glob("*.log"))) if path.is_file()]
+    if not found:
+        print(f"Task {task.number} of {directory} has not printed anything: {_standings(directory, [task])[0].state}.")
+        return 0
+    for path in found:
+        print(path)
+    print(f"\nThe last lines of {found[0]}:")
+    print("\n".join(found[0].read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]))
+    return 0
+
+
+def _is_submitted(tasks: Sequence[Task]) -> bool:
+    return any(isinstance(task.config.launcher, SlurmConfig) for task in tasks)
+
+
+def _runner(directory: Path, task: Task) -> Holder | None:
+    """Return the process that runs a task."""
+    return holder(log_of(directory, task.number).parent)
+
+
+def _standings(directory: Path, tasks: Sequence[Task] | None = None) -> list[Standing]:
+    """Return where tasks stand, all of a sweep's by default; a scheduler is asked where there is one."""
+    tasks = read(directory) if tasks is None else tasks
+    if not (_is_submitted(tasks) and shutil.which("scontrol")):  # records can be looked at anywhere
+        return standings(directory, tasks)
+    return standings(directory, tasks, sbatch.states(directory))
+
+
+def _places(verb: str, words: list[str], count: int) -> tuple[Path, str]:
+    """Return DIR, and TASK where ``count`` is 2, else ""."""
+    if len(words) != count:
+        extra = f" '{words[count]}' is one word too many." if len(words) > count else ""
+        raise UserError(f"sweep {verb} takes {VERBS[verb].takes}.{extra} `largebatch sweep {verb} --help` says more.")
+    return Path(words[0]), words[1] if count == 2 else ""
+
+
+STATUS_WORDS = Vocabulary(
+    "sweep status DIR",
+    "Print a line for every task of a sweep: its state, how many epochs it has come, its error in %, how often it went "
+    "on after an interruption, and why it failed. The states: waiting (nothing has started it yet), queued (at the "
+    "scheduler), running, done, stopped (early, as iterations=… said), diverged (a result), interrupted (it goes on "
+    "where it stopped), failed.",
+    (
+        Word(
+            "watch", "false", "Keep a table in the terminal, until nothing runs any more or Ctrl-C.", ("true", "false")
+        ),
+        Word("format", "text", "How it is written.", ("text", "json")),
+    ),
+    (
+        ("sweep status runs/sweeps/20260101-120000-000000", "where it stands"),
+        ("sweep status runs/paper watch=true", "follow it"),
+        ("sweep status runs/paper format=json", "for a program"),
+    ),
+)
+VERBS = {
+    "status": _Verb("DIR [watch=true] [format=json]", "where its tasks stand", "", _status),
+    "resume": _Verb(
+        "DIR",
+        "run or submit what is missing, interrupted or failed",
+        "Run what was never started, was interrupted or failed, the way the sweep was started: here, or at SLURM. "
+        "Interrupted runs go on from their last checkpoint. What is done is left alone; sweep.force=true beside the "
+        "words that started the sweep, with hydra.sweep.dir=DIR, runs it again. Other code than at the last start is "
+        "said.",
+        _resume,
+    ),
+    "cancel": _Verb(
+        "DIR",
+        "end what runs, with a checkpoint, and start nothing more",
+        "Ask what runs to write a checkpoint and end. A sweep at SLURM is taken from the queue. "
+        "`largebatch sweep resume DIR` goes on with it.",
+        _cancel,
+    ),
+    "logs": _Verb(
+        "DIR TASK",
+        "where a task's logs are, and their last lines",
+        "Print where the logs of a task are, and the last lines of what it printed. TASK is its number in "
+        "`largebatch sweep status DIR`.",
+        _logs,
+    ),
+    "run": _Verb(
+        "DIR TASK",
+        "run one task here, as a batch script does",
+        "Run one task of a sweep in this process, or go on with it; said to every rank where RANK and WORLD_SIZE are "
+        "set. Batch scripts call this. Exit status: as of `largebatch train`.",
+        _run,
+    ),
+}
+
+
+def _usage() -> str:
+    calls = {f"sweep {name} {verb.takes}": verb.summary for name, verb in VERBS.items()}
+    width = max(map(len, calls))
+    return "\n".join(
+        [
+            "largebatch sweep: what `largebatch train -m` has planned in DIR, by default in runs/sweeps.",
+            "",
+            *(f"  {call:<{width}}  {summary}" for call, summary in calls.items()),
+            "",
+            "largebatch sweep WORD --help says more. Exit status of run and resume: 0 all done, 1 a task failed,",
+            "75 ended, 130 interrupted; 2 a mistake in what was asked.",
+        ]
+    )
+
+
+def sweep(words: list[str]) -> int:
+    """Do what the words after ``sweep`` say, and return the exit status."""
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(_usage())
+        return 0
+    name, *rest = words
+    if name not in VERBS:
+        raise UserError(f"'sweep {name}' is not known: sweep takes {', '.join(VERBS)}.{nearest(name, VERBS)}")
+    if {"--help", "-h"} & {*rest}:
+        verb = VERBS[name]
+        print(
+            STATUS_WORDS.help()
+            if name == "status"
+            else f"largebatch sweep {name} {verb.takes}\n\n{fill(verb.help, WIDTH)}"
+        )
+        return 0
+    if not rest or rest[0].startswith(("watch=", "format=")):
+        raise UserError(f"sweep {name} takes {VERBS[name].takes}: give the sweep's directory first.")
+    return VERBS[name].run(rest)
+
+
+SWEEP = PlainCommand("look at a sweep, go on with it, cancel it, or run one task of it", sweep)

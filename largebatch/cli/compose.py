@@ -1,0 +1,145 @@
+"""Compose the configuration of a command with Hydra: the only module of the package that knows Hydra."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import typing
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from largebatch.base.errors import UserError, nearest
+from largebatch.bench.config import BenchConfig
+from largebatch.cli.command import Command, Values
+from largebatch.config.groups import CertifyConfig
+from largebatch.config.launchers import LAUNCHERS
+from largebatch.config.run import Config
+from largebatch.inference.config import EvalConfig
+from largebatch.launch.arms import one_by_one
+from largebatch.launch.manifest import Arm
+from largebatch.quantization.config import QuantizeConfig
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+MANY = 20  # options of a group, above which a sentence does not name every one
+
+
+def configuration_directory() -> Path:
+    """Return conf/: inside the package where it was installed, beside it in a checkout."""
+    here = Path(__file__).resolve().parents[1]
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+class _Application:
+    """What Hydra calls: once, or through a launcher of ours once for all arms of a sweep."""
+
+    def __init__(self, command: Command, arguments: list[str]) -> None:
+        self.command, self.arguments = command, arguments
+        self.status = 0  # of --help and --cfg, which call nothing
+        self.fault: Exception | None = None  # raised again by compose(): here Hydra would word it first
+
+    def __call__(self, composed: DictConfig) -> None:
+        self._do(lambda: self.command.run(self._plain(composed)).status)
+
+    def sweep(self, directory: Path, arms: Sequence[Arm]) -> None:
+        """Run or submit the arms; ``directory`` is the sweep's."""
+        command = self.command
+        self._do(lambda: command.sweep(directory, arms) if command.sweep else one_by_one(command.run, arms))
+
+    def _plain(self, composed: DictConfig) -> Values:
+        from omegaconf import OmegaConf
+
+        values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
+        values.pop("experiment", None)
+        return values
+
+    def _do(self, work: Callable[[], int]) -> None:
+        sys.argv = ["largebatch", *self.arguments]  # Hydra has read its part: the record wants the whole
+        try:
+            self.status = work()
+        except Exception as error:
+            self.fault = error
+
+
+def compose(name: str, command: Command, arguments: list[str]) -> int:
+    """Compose the configuration of a command with Hydra, and run it once, or once for every arm of a sweep."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us, to be put into a sentence
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if "RANK" in os.environ and {"-m", "--multirun", "hydra.mode=MULTIRUN", "launcher=slurm"} & set(arguments):
+        raise UserError("a sweep (-m, launcher=slurm) cannot be started in a rank: start it once, without torchrun.")
+    application = _Application(command, [name, *arguments])
+    sys.argv = ["largebatch", *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)(application)()
+        if application.fault:
+            raise application.fault
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_in_a_sentence(error)) from None
+    except OSError as error:
+        if error is application.fault or isinstance(error, BrokenPipeError):
+            raise
+        raise UserError(f"hydra.sweep.dir cannot be written: {error}. Give another directory.") from None
+    except ValueError as error:
+        if not str(error).startswith("Config group override must be"):
+            raise
+        raise UserError("A group such as model=… takes one of its names, not a number or a list: see --help.") from None
+    return application.status
+
+
+def _in_a_sentence(error: Exception) -> str:
+    """Put what Hydra found wrong into one sentence, with the nearest key."""
+    text = str(error)
+    if found := re.search(r"Could not override '([^']+)'", text):
+        group, _, key = found[1].rpartition(".")
+        others = [name for name, kind in LAUNCHERS.items() if key in kind.__dataclass_fields__]
+        if group == "launcher" and others:
+            return f"{found[1]} is a key of launcher={' and '.join(others)} alone."
+        return f"'{found[1]}' is not a key.{nearest(found[1], _keys())} `--help` lists them all."
+    if found := re.search(r"Could not find '(.+)/([^'/]+)'\s+Available options in '.+':((?:\n\t\S+)+)", text):
+        group, given, options = found[1], found[2], found[3].split()
+        return f"{group}={given} is not known: it takes {_in_families(options)}.{nearest(given, options)}"
+    if found := re.search(r"Ambiguous value for argument '(.+)'", text):
+        return f"{found[1]} is several values: add -m to run one after another, or write a list as [1,2]."
+    override = getattr(error, "override", None)
+    if override is not None:
+        return (
+            f"'{override}' cannot be read as key=value. Put a value with = , [ or spaces into quotes: "
+            "'run_dir=\"runs/k=8\"'."
+        )
+    return " ".join(f"{text} {error.__cause__ or ''}".split())
+
+
+def _in_families(options: Sequence[str]) -> str:
+    """List options; those that begin alike by their beginning, where there are too many for a sentence."""
+    if len(options) <= MANY:
+        return ", ".join(options)
+    sizes = Counter(option.partition("_")[0] for option in options if "_" in option)
+    families = {name for name, size in sizes.items() if size > 2}
+    shown = []
+    for option in options:
+        family = option.partition("_")[0] if "_" in option else ""
+        shown.append(f"{family}_… ({sizes[family]} of them, in --help)" if family in families else option)
+    return ", ".join(dict.fromkeys(shown))
+
+
+def _keys() -> list[str]:
+    def walk(cls: type, prefix: str) -> list[str]:
+        keys = []
+        for name, kind in typing.get_type_hints(cls).items():
+            keys.append(prefix + name)
+            keys += walk(kind, f"{prefix}{name}.") if is_dataclass(kind) and isinstance(kind, type) else []
+        return keys
+
+    groups = {"": EvalConfig, "bench.": BenchConfig, "certify.": CertifyConfig}
+    keys = [key for prefix, cls in groups.items() for key in walk(cls, prefix)] + walk(QuantizeConfig, "")
+    keys += [key for cls in LAUNCHERS.values() for key in walk(cls, "launcher.")]
+    return [*walk(Config, ""), *keys, "experiment", "format", "answer", "baseline", "margin"]

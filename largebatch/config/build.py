@@ -1,0 +1,89 @@
+"""Build frozen dataclasses from plain values: refuse unknown and missing keys and values of another type."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from largebatch.base.errors import UserError, nearest, one_of
+from largebatch.config.launchers import LAUNCHERS, LauncherConfig
+
+T = TypeVar("T")
+
+
+def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
+    """Make the dataclass ``cls`` from ``values``.
+
+    Raises:
+        UserError: an unknown key (the nearest known one is named), a missing one, or a value of another type.
+    """
+    fields = typing.get_type_hints(cls)
+    for key in values:
+        if key not in fields:
+            raise UserError(f"'{prefix}{key}' is not a key of this configuration.{nearest(str(key), fields)}")
+    missing = [key for key in fields if key not in values]
+    if missing:
+        raise UserError(f"'{prefix}{missing[0]}' is missing from the configuration.")
+    return cls(**{key: _convert(kind, values[key], prefix + key) for key, kind in fields.items()})
+
+
+def _convert(kind: Any, value: Any, key: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, Mapping):
+            keys = ", ".join(f"{key}.{field.name}" for field in dataclasses.fields(kind))
+            raise UserError(f"{key}={_shown(value)} is not known: '{key}' is a group of keys: {keys}.")
+        if kind is LauncherConfig:  # its name says which
+            one_of(key, str(value.get("name")), tuple(LAUNCHERS))
+            kind = LAUNCHERS[str(value["name"])]
+        return build(typing.cast(type[Any], kind), value, f"{key}.")
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in options:
+        return None
+    for option in options:
+        if typing.get_origin(option) is tuple and isinstance(value, list | tuple):
+            element = typing.get_args(option)[0]
+            return tuple(_convert(element, item, key) for item in value)
+        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise UserError(f"{key}={value} is not a finite number.")
+            return float(value)
+        if option is int and isinstance(value, float) and value.is_integer():
+            return int(value)
+        if option is str and isinstance(value, int | float) and not isinstance(value, bool):
+            return str(value)  # a name such as run_dir=2024 is read as a number by the override grammar
+        if isinstance(option, type) and isinstance(value, option) and (option is bool or not isinstance(value, bool)):
+            return value
+    raise UserError(f"{key}={_shown(value)} is of the wrong kind: it takes {_kind_name(options)}.")
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _kind_name(options: tuple[Any, ...]) -> str:
+    names = {
+        int: "a whole number",
+        float: "a number",
+        str: "a word",
+        bool: "true or false",
+        type(None): "null",
+    }
+    return " or ".join(names.get(option, "a list of numbers") for option in options)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """Return the hash of plain values: of what JSON keeps of them."""
+    text = json.dumps(_plain(dict(values)), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,299 @@
+"""The configuration of one run: frozen values, checked once, and the quantities that follow from them.
+
+Hydra composes plain values from ``conf/``; :func:`Config.from_mapping` checks them and refuses keys it does
+not know. k and n are inputs; the minibatch, the reference rate and the number of iterations are properties,
+so that no override can leave one of them stale. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from largebatch.base.errors import UserError, at_least, one_of
+from largebatch.base.numbers import divisors
+from largebatch.config.build import _plain, build, digest
+from largebatch.config.groups import (
+    BatchNormConfig,
+    CheckpointConfig,
+    DatasetConfig,
+    ExchangeConfig,
+    LoaderConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ProbeConfig,
+    RateConfig,
+    ScheduleConfig,
+    SweepConfig,
+    WarmupConfig,
+)
+from largebatch.config.launchers import LauncherConfig
+from largebatch.config.pitfalls import PitfallConfig
+from largebatch.config.schedule import RateSchedule, reference_rate
+
+PRECISIONS = ("fp32", "bf16", "fp64")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run. k logical workers of n samples each; everything else is the paper's recipe unless overridden.
+
+    Raises:
+        UserError: a value that is not allowed, with what was given, what is allowed and what to do.
+    """
+
+    k: int
+    n: int
+    seed: int
+    epochs: int
+    iterations: int | None
+    processes: int | None
+    workers_per_pass: int | None
+    threads: int | None
+    precision: str
+    tf32: bool
+    device: str
+    compile: bool
+    cuda_graphs: bool
+    channels_last: bool | None
+    deterministic: bool | None
+    exact: bool
+    run_dir: str | None
+    resume: bool
+    log_every: int
+    lr: RateConfig
+    bn: BatchNormConfig
+    model: ModelConfig
+    dataset: DatasetConfig
+    warmup: WarmupConfig
+    schedule: ScheduleConfig
+    optimizer: OptimizerConfig
+    loader: LoaderConfig
+    exchange: ExchangeConfig
+    checkpoint: CheckpointConfig
+    probe: ProbeConfig
+    launcher: LauncherConfig
+    sweep: SweepConfig
+    pitfall: PitfallConfig
+
+    def __post_init__(self) -> None:
+        for key in (
+            "k",
+            "n",
+            "epochs",
+            "iterations",
+            "processes",
+            "workers_per_pass",
+            "threads",
+            "log_every",
+        ):
+            at_least(key, getattr(self, key), 1)
+        at_least("seed", self.seed, 0)
+        one_of("precision", self.precision, ("auto", *PRECISIONS))
+        one_of("device", self.device, DEVICES)
+        if self.processes is not None and self.k % self.processes:
+            raise UserError(
+                f"processes={self.processes} does not divide k={self.k}: every process owns the same number of "
+                f"workers. These do: {', '.join(map(str, divisors(self.k)))}."
+            )
+        if self.dataset.train_images is not None:
+            self.check_size(self.dataset.train_images)
+        self._check_epochs()
+        self._check_exact()
+        self._check_graphs()
+        self._check_pitfall()
+        if self.probe.every is not None:
+            self.check_probe()
+
+    def _check_epochs(self) -> None:
+        given = self.schedule.milestones
+        if given is not None and self.schedule.name == "step":
+            shown = "[" + ", ".join(f"{epoch:g}" for epoch in given) + "]"
+            if any(later <= earlier for earlier, later in pairwise(given)):
+                raise UserError(
+                    f"schedule.milestones={shown} are out of order: give epochs that rise, such as [30, 60, 80]."
+                )
+            if given and not (given[0] > 0 and given[-1] < self.epochs):
+                raise UserError(
+                    f"schedule.milestones={shown} do not lie within the run: they must be above 0 and below "
+                    f"epochs={self.epochs}. Null places them at 1/3, 2/3 and 8/9 of the epochs."
+                )
+        if self.warmup.epochs is not None and self.warmup.epochs > self.epochs:
+            raise UserError(
+                f"warmup.epochs={self.warmup.epochs:g} is longer than the run's epochs={self.epochs}: "
+                "null makes it 5/90 of them."
+            )
+
+    def _check_pitfall(self) -> None:
+        if self.pitfall.name.startswith("absorb_rate") and self.optimizer.name != "sgd":
+            raise UserError(f"pitfall={self.pitfall.name} is a form of SGD's momentum: it needs optimizer=sgd.")
+
+    def check_probe(self) -> None:
+        """Raise :class:`UserError` where small steps cannot be compared with a large one."""
+        if self.k == 1 and self.probe.steps is None:
+            raise UserError(
+                "k=1 leaves nothing to compare: its large step is the small one, and the noise scale takes the "
+                "gradients of two workers. Say how many small steps to follow, such as probe.steps=32, or take "
+                "a larger k."
+            )
+        if self.optimizer.name != "sgd":
+            raise UserError(
+                f"optimizer={self.optimizer.name} cannot be probed: the small steps and the bound of stability are "
+                "those of SGD. Use optimizer=sgd, or probe.every=null."
+            )
+        if self.pitfall.name != "none":
+            raise UserError(
+                f"pitfall={self.pitfall.name} cannot be probed: the small steps are those of the paper's recipe. Use "
+                "pitfall=none, or probe.every=null."
+            )
+
+    def _check_exact(self) -> None:
+        if not self.exact:
+            return
+        if self.workers_per_pass not in (None, 1):
+            raise UserError(
+                f"exact=true adds up worker by worker, so it cannot go with workers_per_pass={self.workers_per_pass}: "
+                "leave workers_per_pass out."
+            )
+        if self.deterministic is False:
+            raise UserError("exact=true needs deterministic kernels, so it cannot go with deterministic=false.")
+        if self.cuda_graphs or self.bn.kernel not in ("auto", "separate"):
+            given = "cuda_graphs=true" if self.cuda_graphs else f"bn.kernel={self.bn.kernel}"
+            raise UserError(f"exact=true computes with PyTorch's own kernels, one by one: leave {given} out.")
+        if self.exchange.compress != "none":
+            raise UserError(
+                f"exact=true keeps every bit of a gradient: leave exchange.compress={self.exchange.compress} out."
+            )
+        for key, value in (("k", self.k), ("processes", self.processes or 1)):
+            if value & (value - 1):
+                raise UserError(
+                    f"exact=true adds gradients in one binary tree, so {key}={value} must be a power of two."
+                )
+
+    def _check_graphs(self) -> None:
+        if self.cuda_graphs and self.precision == "fp64":
+            raise UserError("cuda_graphs=true keeps the rate in float32: it cannot go with precision=fp64.")
+        if self.cuda_graphs and (self.optimizer.name != "sgd" or self.pitfall.name.startswith("absorb_rate")):
+            given = (
+                f"optimizer={self.optimizer.name}" if self.optimizer.name != "sgd" else f"pitfall={self.pitfall.name}"
+            )
+            raise UserError(
+                f"cuda_graphs=true repeats a step with a rate that lies on the GPU, which {given} cannot read there: "
+                "use optimizer=sgd, or cuda_graphs=false."
+            )
+
+    def check_size(self, train_images: int) -> None:
+        """Raise :class:`UserError` if one minibatch is larger than the training set."""
+        if self.n > train_images:
+            raise UserError(
+                f"n={self.n} is larger than the training set of dataset={self.dataset.name} ({train_images} images): "
+                "take a smaller n."
+            )
+        if self.minibatch > train_images:
+            raise UserError(
+                f"kn = {self.k} × {self.n} = {self.minibatch} is larger than the training set of "
+                f"dataset={self.dataset.name} ({train_images} images): take k ≤ {train_images // self.n} "
+                f"at n={self.n}, or a smaller n."
+            )
+
+    @property
+    def minibatch(self) -> int:
+        """Samples in one step, kn."""
+        return self.k * self.n
+
+    @property
+    def reference_rate(self) -> float:
+        """η̂, the rate after warmup and before the first decay (linear scaling rule: η · kn / base)."""
+        return reference_rate(self.lr.base, self.minibatch, self.lr.base_minibatch, self.lr.scaling)
+
+    @property
+    def milestones(self) -> tuple[float, ...]:
+        """Epochs at which the rate falls; the paper's 30, 60, 80 of 90 in proportion where none are given."""
+        if self.schedule.name != "step":
+            return ()
+        if self.schedule.milestones is not None:
+            return self.schedule.milestones
+        return (self.epochs / 3, self.epochs * 2 / 3, self.epochs * 8 / 9)
+
+    @property
+    def warmup_epochs(self) -> float:
+        """Length of the warmup in epochs: 5 of 90 in proportion where none is given, 0 where there is none."""
+        if self.warmup.name == "none":
+            return 0.0
+        return self.epochs * 5 / 90 if self.warmup.epochs is None else self.warmup.epochs
+
+    def iterations_per_epoch(self, train_images: int) -> int:
+        """Whole minibatches in the training set; the rest of an epoch's permutation is dropped."""
+        return train_images // self.minibatch
+
+    def rates(self, train_images: int) -> RateSchedule:
+        """Return the schedule that gives the rate of every iteration."""
+        per_epoch = self.iterations_per_epoch(train_images)
+        form = {"per_epoch_warmup": "staircase", "warmup_from_zero": "from_zero"}.get(self.pitfall.name)
+        return RateSchedule(
+            base=self.lr.base / self.loss_scale,
+            reference=self.reference_rate / self.loss_scale,
+            warmup=form if form and self.warmup.name == "gradual" else self.warmup.name,
+            iterations_per_epoch=per_epoch,
+            warmup_iterations=round(self.warmup_epochs * per_epoch),
+            decay=self.schedule.name,
+            milestone_iterations=tuple(round(epoch * per_epoch) for epoch in self.milestones),
+            factor=self.schedule.factor,
+            total_iterations=self.epochs * per_epoch,
+        )
+
+    @property
+    def loss_scale(self) -> float:
+        """Factor of the cross-entropy: 1, but η̂/η under pitfall=scale_loss, where the rates are divided by it."""
+        return self.reference_rate / self.lr.base if self.pitfall.name == "scale_loss" else 1.0
+
+    def total_iterations(self, train_images: int) -> int:
+        """Iterations that the run makes: the schedule's, or fewer where ``iterations`` ends it early."""
+        scheduled = self.epochs * self.iterations_per_epoch(train_images)
+        return scheduled if self.iterations is None else min(scheduled, self.iterations)
+
+    def experiment(self, precision: str) -> dict[str, Any]:
+        """Return what defines the experiment, and nothing else: neither seed nor place, path nor logging.
+
+        ``precision`` is the resolved one: fp32, tf32, bf16 or fp64. Two runs of the same experiment differ by
+        their seed alone, whatever hardware they ran on.
+        """
+        values = dataclasses.asdict(self)
+        kept = {key: values[key] for key in ("k", "n", "epochs", "lr", "model", "optimizer")}
+        kept["precision"] = precision
+        kept["pitfall"] = self.pitfall.name
+        kept["bn"] = {key: values["bn"][key] for key in ("running", "momentum")}
+        if self.exchange.compress != "none":
+            kept["exchange"] = {"compress": self.exchange.compress}
+        kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in ("root", "on_error")}
+        if self.dataset.decoder != "none":
+            kept["dataset"]["decoder"] = "pillow"  # whoever decodes: these are the pixels
+        kept["warmup"] = {"name": self.warmup.name, "epochs": self.warmup_epochs}
+        kept["schedule"] = {
+            "name": self.schedule.name,
+            "milestones": self.milestones,
+            "factor": self.schedule.factor,
+        }
+        return kept
+
+    def experiment_hash(self, precision: str) -> str:
+        """Hash of :meth:`experiment`: equal for runs that belong in one mean ± std."""
+        return digest(self.experiment(precision))
+
+    def run_hash(self, precision: str) -> str:
+        """Hash of the experiment and the seed: one run."""
+        return digest({**self.experiment(precision), "seed": self.seed})
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Config:
+        """Build from composed plain values; refuse unknown and missing keys and values of another type."""
+        return build(cls, values)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return plain values, as :meth:`from_mapping` takes them."""
+        return typing.cast(dict[str, Any], _plain(dataclasses.asdict(self)))

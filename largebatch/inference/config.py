@@ -1,0 +1,122 @@
+"""What ``largebatch eval`` is asked. Nothing here imports torch."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+
+from largebatch.base.errors import UserError, at_least, one_of
+from largebatch.quantization.config import ENGINES
+
+MODES = ("none", "submodule", "model")
+GROUPS = ("bytes", "leaf", "blocks")
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def byte_count(key: str, text: str) -> int:
+    """Return a size such as 200MB, 1.5GiB or 4096 in bytes.
+
+    Raises:
+        UserError: it is not one, or is 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
+    size = math.floor(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
+    if not size:
+        raise UserError(
+            f"{key}={text} is not a size: it takes such as 200MB (10⁶ bytes each), 1.5GiB (2³⁰ bytes each) or a number "
+            "of bytes."
+        )
+    return size
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated, and how its weights share the device.
+
+    One of ``run`` (a run's directory), ``runs`` (directories and globs: an ensemble) or ``state_file`` (safetensors,
+    for the composed model) says what. ``weights`` of a run are last, best or a file. ``offload`` is none (all weights
+    on the device), submodule (a few layers at a time) or model (whole networks take turns); ``budget`` bounds the
+    weights that are on the device at once, ``groups`` says what travels together (neighbouring layers of equal bytes,
+    leaf layers, or blocks), ``prefetch`` brings the next ones while these compute, and ``batches_per_load`` batches
+    share an upload. ``fold_bn`` folds BatchNorm into the convolutions. ``batch`` is the number of images a pass, null
+    for the 256 of validation while training. ``combine`` is what an ensemble averages. ``compare`` times it against
+    offload=none; ``plan`` only predicts. ``quantized`` takes the integers that ``largebatch quantize`` has
+    made of a run, which ``engine`` computes.
+    """
+
+    run: str | None
+    runs: tuple[str, ...]
+    state_file: str | None
+    weights: str
+    offload: str
+    budget: str | None
+    groups: str
+    prefetch: bool
+    batches_per_load: int
+    fold_bn: bool
+    batch: int | None
+    combine: str
+    compare: bool
+    plan: bool
+    quantized: bool = False
+    engine: str = "auto"
+
+    @classmethod
+    def of(cls, run: str | None, state_file: str | None, weights: str) -> EvalConfig:
+        """Return a plain evaluation of one network."""
+        return cls(
+            run=run,
+            runs=(),
+            state_file=state_file,
+            weights=weights,
+            offload="none",
+            budget=None,
+            groups="bytes",
+            prefetch=True,
+            batches_per_load=1,
+            fold_bn=False,
+            batch=None,
+            combine="probabilities",
+            compare=False,
+            plan=False,
+        )
+
+    def __post_init__(self) -> None:
+        one_of("offload", self.offload, MODES)
+        one_of("groups", self.groups, GROUPS)
+        one_of("engine", self.engine, ENGINES)
+        one_of("combine", self.combine, ("probabilities", "logits"))
+        at_least("batch", self.batch, 1)
+        at_least("batches_per_load", self.batches_per_load, 1)
+        if self.quantized and (self.fold_bn or self.state_file):
+            other = "fold_bn=true: in integers BatchNorm is folded already" if self.fold_bn else "state_file="
+            raise UserError(f"quantized=true is of recorded runs, and cannot be given with {other}.")
+        if self.engine != "auto" and not self.quantized:
+            raise UserError(f"engine={self.engine} computes integers: it goes with quantized=true.")
+        if self.engine not in ("auto", "reference") and self.offload != "none":
+            raise UserError(
+                f"engine={self.engine} has its weights where it wants them: with offload={self.offload} take "
+                "engine=reference."
+            )
+        asked = [key for key in ("run", "runs", "state_file") if getattr(self, key)]
+        if len(asked) != 1:
+            given = f"{' and '.join(asked)} were given together" if asked else "nothing was named to evaluate"
+            raise UserError(
+                f"{given}: it takes one of run=DIR (a recorded run), runs=DIR1,DIR2 (an ensemble of runs) and "
+                "state_file=FILE.safetensors (with model=… and dataset=…)."
+            )
+        if self.state_file and self.weights != "last":
+            raise UserError("weights= says which of a run's weights are taken: state_file= has its own, leave it out.")
+        if self.budget_bytes and self.offload == "none" and not self.plan:
+            raise UserError(
+                "budget= bounds what offloading has on the device: it takes offload=submodule, offload=model, or "
+                "plan=true, which says which to choose."
+            )
+        if self.compare and self.offload == "none":
+            raise UserError("compare=true times a way of offloading against none: add offload=submodule or model.")
+
+    @property
+    def budget_bytes(self) -> int | None:
+        """Bytes of weights that may be on the device at once; None: as few as the mode needs."""
+        return None if self.budget is None else byte_count("budget", self.budget)

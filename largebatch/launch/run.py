@@ -1,0 +1,109 @@
+"""Train one run: decide what is left to do, start its processes, restart after a lost rank, correct the summary."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from largebatch.base.errors import UserError
+from largebatch.base.outcome import STATUS, Outcome, say
+from largebatch.base.signals import ENDED, INTERRUPTED
+from largebatch.config.run import Config
+from largebatch.records.read import default_directory, differences, holds_run, read_provenance, read_summary
+from largebatch.records.write import append_log, ended_by, write_summary
+from largebatch.runtime.lock import holder
+from largebatch.runtime.placement import Placement, place
+
+
+def train_run(config: Config) -> Outcome:
+    """Train what ``config`` says, unless it is done already."""
+    from largebatch.runtime.processes import Stopped
+    from largebatch.runtime.world import hardware, started_outside
+
+    placement = place(config, hardware(), *started_outside())
+    directory = Path(config.run_dir or default_directory(config, placement.precision))
+    over = _run_is_over(config, placement, directory)
+    if over:
+        error = over["final_error"]
+        shown = "" if error is None else f" (error {error:.2f} %)"
+        say(f"{over['status']} already: {directory}{shown}. Nothing was changed.")
+        return Outcome(STATUS[over["status"]], str(directory), over)
+    before = read_summary(directory)
+    try:
+        summary = _launched(config, placement, directory)
+    except Stopped as stop:
+        summary = read_summary(directory) or {}
+        # Its processes were not in the loop yet, or slow.
+        if summary == (before or {}) or summary.get("status") in ("running", "failed"):
+            summary = {**summary, "status": "interrupted", "signal": stop.signal}
+            _correct(directory, summary)
+    except BaseException as error:
+        _note_failure(directory, error)
+        raise
+    if summary["status"] == "interrupted":
+        return Outcome(INTERRUPTED if summary["signal"] == "SIGINT" else ENDED, str(directory), summary)
+    return Outcome(STATUS[summary["status"]], str(directory), summary)
+
+
+def _launched(config: Config, placement: Placement, directory: Path) -> dict[str, Any]:
+    """Train in as many processes as were placed; where one of them dies, go on from the last checkpoint."""
+    from largebatch.runtime.processes import RankLost, launch
+    from largebatch.training.loop import fit
+
+    restarts = 0
+    while True:
+        try:
+            return launch(fit, (config, placement, directory), placement.processes, placement.threads)
+        except RankLost as error:
+            if restarts == config.launcher.max_restarts:
+                raise
+            restarts += 1
+            note = f"{error} Restart {restarts} of {config.launcher.max_restarts} (launcher.max_restarts)."
+            say(f"largebatch: {note}")
+            append_log(directory, note)
+            config = replace(config, resume=True)
+
+
+def _run_is_over(config: Config, placement: Placement, directory: Path) -> dict[str, Any] | None:
+    """Return the summary of a run that has nothing left to do, or None where there is something to train.
+
+    Raises:
+        UserError: the directory holds a run that was not asked for.
+    """
+    if not holds_run(directory):
+        return None
+    summary = read_summary(directory) or {"status": "running"}
+    if not config.resume:
+        raise UserError(
+            f"run_dir={directory} holds a run already (status {summary['status']}): use resume=true to go on with "
+            "it, or another run_dir."
+        )
+    before = read_provenance(directory) or {}
+    now = {**config.experiment(placement.precision), "seed": config.seed}
+    changed = differences({**before.get("experiment", {}), "seed": before.get("seed")}, now)
+    if changed:
+        raise UserError(
+            f"run_dir={directory} holds another experiment, so it cannot be resumed as this one: "
+            f"{'; '.join(changed)}. Use another run_dir."
+        )
+    wanted = min(config.iterations or math.inf, summary.get("scheduled_iterations", math.inf))
+    over = summary["status"] == "diverged" or summary.get("iterations", -1) >= wanted
+    return summary if over and summary["status"] in STATUS and summary["status"] != "failed" else None
+
+
+def _note_failure(directory: Path, error: BaseException) -> None:
+    """Correct the summary of a run whose rank 0 was killed, or knows only that it lost another rank."""
+    summary = read_summary(directory) or {}
+    if summary.get("status") in ("running", "failed"):
+        _correct(directory, {**summary, **ended_by(error)})
+
+
+def _correct(directory: Path, summary: Mapping[str, Any]) -> None:
+    """Write a summary for processes that could not, unless the directory is another run's by now."""
+    if directory.is_dir() and holder(directory) is None:
+        with contextlib.suppress(OSError):  # what went wrong is told on the terminal too
+            write_summary(directory, summary)

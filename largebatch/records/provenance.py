@@ -1,0 +1,87 @@
+"""Provenance of a run: code, versions, devices, command and hashes, and where its code was changed. No torch."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from largebatch.config.run import Config
+from largebatch.runtime.placement import Placement
+
+SCHEMA = 1
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "hydra-core", "omegaconf", "largebatch")
+# The only variables that are recorded: anything else may hold a secret.
+ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NCCL_DEBUG",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_JOB_NODELIST",
+    "WORLD_SIZE",
+)
+
+
+def git_state(directory: Path) -> dict[str, Any]:
+    """Return the commit of the code and whether it was changed since; nulls where it is not a checkout."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(directory), *arguments],
+                capture_output=True,
+                text=True,
+                timeout=10,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    # An installed wheel may lie inside somebody else's checkout: only ours tracks this file.
+    if git("ls-files", "--error-unmatch", str(Path(__file__))) is None:
+        return {"commit": None, "dirty": None}
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if status is None else bool(status)}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def provenance(config: Config, placement: Placement, devices: list[str]) -> dict[str, Any]:
+    """Return where a run comes from: code, versions, devices, command, hashes."""
+    return {
+        "schema": SCHEMA,
+        "experiment_hash": config.experiment_hash(placement.precision),
+        "run_hash": config.run_hash(placement.precision),
+        "experiment": config.experiment(placement.precision),
+        "seed": config.seed,
+        "placement": vars(placement),
+        "git": git_state(Path(__file__).parent),
+        "versions": versions(),
+        "devices": devices,
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "command": shlex.join(["largebatch", *sys.argv[1:]]),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+    }

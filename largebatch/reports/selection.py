@@ -1,0 +1,362 @@
+"""Which runs belong together, and which of them are the baseline."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from largebatch.base.errors import Fault, UserError, nearest
+from largebatch.config.schedule import reference_rate
+from largebatch.records.runs import Corrupt, Run, find, flat, load
+
+# Groups that differ in one of these are not compared, unless the user insists. Keys of starting weights, such as
+# model.zero_gamma, may differ: Table 2b is about one.
+COMPARABLE = ("epochs", "model.name", "model.source", "model.stem_stride")
+CANDIDATES = 6  # listed in a sentence at most
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """The runs of one experiment: one for every seed, which alone may differ, whatever hardware they ran on.
+
+    Attributes:
+        settings: What defines the experiment under dotted keys, such as ``lr.base``. A warmup that has no effect,
+            because kη is not above η, is ``warmup.name`` none: such runs are the same experiment, number for number.
+        runs: In the order of their seeds.
+        duplicates: Further records of a seed, which are not counted.
+    """
+
+    settings: Mapping[str, Any]
+    runs: tuple[Run, ...]
+    duplicates: tuple[Run, ...]
+
+    @property
+    def hash(self) -> str:
+        """The experiment's hash, as the first run's record has it."""
+        return self.runs[0].experiment_hash
+
+    @property
+    def k(self) -> int:
+        """Logical workers."""
+        return int(self.settings["k"])
+
+    @property
+    def n(self) -> int:
+        """Samples a worker in a step."""
+        return int(self.settings["n"])
+
+    @property
+    def minibatch(self) -> int:
+        """Samples in a step, kn."""
+        return self.k * self.n
+
+    @property
+    def reference_rate(self) -> float:
+        """η̂: the rate after warmup and before the first decay."""
+        return _reference_rate(self.settings)
+
+    @property
+    def warmup(self) -> str:
+        """The warmup that takes place: none, constant or gradual."""
+        return str(self.settings["warmup.name"])
+
+    @property
+    def pitfall(self) -> str:
+        """The mistake made on purpose, or none."""
+        return str(self.settings["pitfall"])
+
+    @property
+    def label(self) -> str:
+        """What people call it; groups of one comparison may need :func:`Selection.differing` too."""
+        mistake = "" if self.pitfall == "none" else f", pitfall {self.pitfall}"
+        warmup = "no warmup" if self.warmup == "none" else f"{self.warmup} warmup"
+        return f"kn = {self.minibatch}, η = {self.reference_rate:g}, {warmup}{mistake}"
+
+    @cached_property
+    def finished(self) -> tuple[Run, ...]:
+        """The runs that are done: theirs are the numbers of the group."""
+        return tuple(run for run in self.runs if run.status == "done")
+
+    @cached_property
+    def diverged(self) -> tuple[Run, ...]:
+        """The runs whose loss was not finite: a result, without an error."""
+        return tuple(run for run in self.runs if run.status == "diverged")
+
+    @cached_property
+    def unfinished(self) -> tuple[Run, ...]:
+        """The runs that are neither."""
+        return tuple(run for run in self.runs if run.status not in ("done", "diverged"))
+
+    @cached_property
+    def errors(self) -> tuple[float, ...]:
+        """Final error in % of every finished run."""
+        return tuple(error for run in self.finished if (error := run.final_error) is not None)
+
+    def matches(self, wanted: Mapping[str, Any]) -> bool:
+        """Whether it has all these settings; a warmup without effect has its own name too."""
+        variants = [_with_rates(flat(run.experiment)) for run in self.runs]
+        own = _with_rates(self.settings)
+        return all(any(_same(values.get(key), value) for values in (own, *variants)) for key, value in wanted.items())
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What a report is about.
+
+    Attributes:
+        groups: The baseline first where there is one, then by kn, n, rate and the rest.
+        baseline: What the others are compared with, or None.
+        notes: Sentences that a reader of any figure from these runs must know.
+        corrupt: Records that could not be read, with the reason.
+    """
+
+    groups: tuple[Group, ...]
+    baseline: Group | None
+    notes: tuple[str, ...]
+    corrupt: tuple[tuple[Path, str], ...]
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """Every run that counts."""
+        return tuple(run for group in self.groups for run in group.runs)
+
+    @cached_property
+    def differing(self) -> tuple[str, ...]:
+        """The keys in which the groups differ."""
+        return differing(self.groups)
+
+
+def select(patterns: Sequence[str], baseline: str | None = None, allow_mixed: bool = False) -> Selection:
+    """Find runs, put those of one experiment together, and choose the baseline.
+
+    Args:
+        patterns: Directories of runs, of sweeps or of records, and globs.
+        baseline: Settings such as ``k=8,warmup=none``, a directory of runs, ``none`` for no comparison; None for the
+            group whose kn is lr.base_minibatch.
+        allow_mixed: Compare also what differs in epochs, data set or model.
+
+    Raises:
+        UserError: no run matches, no group or more than one can be the baseline, or they cannot be compared.
+        Fault: no run can be read.
+    """
+    given = Path(baseline) if baseline and baseline != "none" and Path(baseline).is_dir() else None
+    directories = find([*patterns, str(given)] if given else patterns)
+    runs, corrupt = [], []
+    for directory in directories:
+        try:
+            runs.append(load(directory))
+        except Corrupt as error:
+            corrupt.append((directory, str(error)))
+    if not runs:
+        raise Fault("; ".join(f"{directory} cannot be read: {reason}" for directory, reason in corrupt) + ".")
+    groups = grouped(runs)
+    if not allow_mixed and baseline != "none":
+        refuse_mixed(groups)
+    if baseline == "none":
+        chosen = None
+    elif given:
+        within = {path.resolve() for path in find([str(given)])}
+        chosen = _one([group for group in groups if any(_lies(run, within) for run in group.runs)], groups, baseline)
+    else:
+        chosen = choose_baseline(groups, baseline)
+    ordered = sorted(groups, key=lambda group: (group is not chosen, *_order(group)))
+    return Selection(tuple(ordered), chosen, tuple(_notes(ordered)), tuple(corrupt))
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """Put runs of one experiment together: those whose record has the same hash, or differs without effect."""
+    settings: dict[str, dict[str, Any]] = {}
+    members: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        effective = effective_settings(run.experiment)
+        key = json.dumps(effective, sort_keys=True)  # what the record's hash is a hash of, but for the effective warmup
+        settings[key] = effective
+        members[key].append(run)
+    groups = []
+    for key, all_runs in members.items():
+        # Of several records of a seed, one that is done counts, else the one that came furthest.
+        best = sorted(all_runs, key=lambda run: (run.seed, run.status != "done", -run.epochs_done))
+        counted = {run.seed: run for run in reversed(best)}
+        kept = tuple(counted[seed] for seed in sorted(counted))
+        groups.append(Group(settings[key], kept, tuple(run for run in best if counted[run.seed] is not run)))
+    return groups
+
+
+def effective_settings(experiment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what defines an experiment under dotted keys, without a warmup that does not take place."""
+    settings = flat(experiment)
+    if not _reference_rate(settings) > settings["lr.base"]:
+        settings |= {"warmup.name": "none", "warmup.epochs": 0.0}
+    return settings
+
+
+def differing(groups: Sequence[Group]) -> tuple[str, ...]:
+    """Return the keys in which groups differ, in the order of the configuration."""
+    keys = dict.fromkeys(key for group in groups for key in group.settings)
+    return tuple(key for key in keys if len({json.dumps(group.settings.get(key)) for group in groups}) > 1)
+
+
+def choose_baseline(groups: Sequence[Group], text: str | None) -> Group:
+    """Return the one group that a filter such as ``k=8,warmup=none`` names; without one, that of kn = base_minibatch.
+
+    Raises:
+        UserError: none or several do; an unknown key.
+    """
+    if text is not None:
+        wanted = filter_of(text, groups)
+        return _one([group for group in groups if group.matches(wanted)], groups, text)
+    usual = [group for group in groups if group.minibatch == group.settings["lr.base_minibatch"]]
+    return _one([group for group in usual if group.pitfall == "none"], groups, None)
+
+
+def filter_of(text: str, groups: Sequence[Group]) -> dict[str, Any]:
+    """Return the settings that a filter names; a group such as ``warmup`` stands for its name.
+
+    Raises:
+        UserError: it is not key=value, or has a key that no group has.
+    """
+    known = {key for group in groups for key in _with_rates(group.settings)}
+    wanted = {}
+    for word in re.split(r",(?=[\w.]+=)", text):
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise UserError(
+                f"baseline={text} is neither a directory nor settings: it takes some such as k=8 or k=8,warmup=none, "
+                "the directory of a run, or none for no comparison."
+            )
+        key = f"{key}.name" if f"{key}.name" in known else key
+        if key not in known:
+            raise UserError(
+                f"baseline={text}: '{key}' is not a setting of these runs.{nearest(key, known)} It takes the keys that "
+                "`largebatch train --help` lists, and kn and rate."
+            )
+        if key in wanted:
+            raise UserError(f"baseline={text} gives {key.removesuffix('.name')} twice: give it once.")
+        wanted[key] = _value(value)
+    return wanted
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, int | float):
+        return abs(one - other) <= 1e-9 * abs(one)  # a rate such as 0.1 · 8 is written in decimals
+    return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+
+
+def _with_rates(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {**settings, "kn": settings["k"] * settings["n"], "rate": _reference_rate(settings)}
+
+
+def _reference_rate(settings: Mapping[str, Any]) -> float:
+    minibatch = settings["k"] * settings["n"]
+    return reference_rate(settings["lr.base"], minibatch, settings["lr.base_minibatch"], settings["lr.scaling"])
+
+
+def _one(found: Sequence[Group], groups: Sequence[Group], text: str | None) -> Group:
+    if found and all(_equal(group, found[0]) for group in found[1:]):
+        return found[0]
+    keys = differing(groups)
+    ways = [_filter(group, groups, keys) for group in sorted(found or groups, key=_order)]
+    shown = ", ".join(f"baseline={way}" for way in ways[:CANDIDATES])
+    more = f" and {len(ways) - CANDIDATES} more" if len(ways) > CANDIDATES else ""
+    asked = "the default, kn = lr.base_minibatch," if text is None else f"baseline={text}"
+    if found:
+        raise UserError(f"{asked} fits {len(found)} groups of runs: choose one of {shown}{more}.")
+    raise UserError(f"{asked} fits none of these runs: take {shown}{more}, or baseline=none for no comparison.")
+
+
+def _equal(one: Group, other: Group) -> bool:
+    """Whether the runs of two groups have the same seeds and the same numbers."""
+    return len(one.runs) == len(other.runs) and all(
+        _equal_runs(*pair) for pair in zip(one.runs, other.runs, strict=True)
+    )
+
+
+def _equal_runs(one: Run, other: Run) -> bool:
+    names = ("train_error", "val_error")
+    equal = all(np.array_equal(one.epochs[name], other.epochs[name], equal_nan=True) for name in names)
+    return equal and (one.seed, one.status) == (other.seed, other.status)
+
+
+def _filter(group: Group, among: Sequence[Group], keys: Sequence[str]) -> str:
+    """Return the shortest filter that names a group: of its first differing keys, as many as it takes."""
+    wanted: dict[str, Any] = {}
+    for key in sorted(keys, key=lambda key: (key not in ("k", "n", "warmup.name", "pitfall"), key.endswith(".epochs"))):
+        before = sum(other.matches(wanted) for other in among)
+        if sum(other.matches({**wanted, key: group.settings.get(key)}) for other in among) < before:
+            wanted[key] = group.settings.get(key)
+    return ",".join(
+        f"{key.removesuffix('.name')}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in (wanted or {"k": group.k}).items()
+    )
+
+
+def _lies(run: Run, directories: set[Path]) -> bool:
+    return run.directory.resolve() in directories
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    rest = json.dumps([value for key, value in group.settings.items() if not key.startswith("warmup")])
+    return (
+        group.minibatch,
+        group.n,
+        group.reference_rate,
+        group.pitfall != "none",
+        rest,
+        group.warmup == "gradual",
+        group.warmup,
+    )
+
+
+def refuse_mixed(groups: Sequence[Group]) -> None:
+    """Raise :class:`UserError` where groups differ in epochs, data set or model."""
+    mixed = []
+    for key in differing(groups):
+        if key in COMPARABLE or key.startswith("dataset."):
+            values = dict.fromkeys(json.dumps(group.settings.get(key)).strip('"') for group in groups)
+            mixed.append(f"{key} ({', '.join(values)})")
+    if mixed:
+        raise UserError(
+            f"These runs are not comparable, they differ in {', '.join(mixed)}: choose fewer with runs=…, or insist "
+            "with allow_mixed=true."
+        )
+
+
+def _notes(groups: Sequence[Group]) -> list[str]:
+    notes = []
+    for group in groups:
+        for run in group.unfinished:
+            progress = f"{run.epochs_done} of {group.settings['epochs']} epochs"
+            notes.append(f"{run.directory} is unfinished ({run.status}, {progress}): it counts in no figure.")
+        for run in group.diverged:
+            notes.append(f"{run.directory} diverged after {run.epochs_done} epochs: it has no final error.")
+        for run in group.runs:
+            if run.cut_short:
+                notes.append(f"{run.directory}: the last line of metrics.jsonl is cut short, and was left out.")
+            if run.resumed:
+                notes.append(f"{run.directory} was resumed {run.starts - 1} time{'s' * (run.starts > 2)}.")
+        for run in group.duplicates:
+            notes.append(_note_duplicate(run, next(kept for kept in group.runs if kept.seed == run.seed)))
+    return notes
+
+
+def _note_duplicate(run: Run, kept: Run) -> str:
+    numbers = "with the same numbers" if _equal_runs(run, kept) else "with other numbers"
+    what = "a record of the same run"
+    if run.experiment_hash != kept.experiment_hash:
+        what = "the same experiment and seed (a warmup has no effect where kη is not above η)"
+    return f"{run.directory} is {what} as {kept.directory}, {numbers}: it is counted once."

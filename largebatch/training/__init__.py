@@ -1,0 +1,1 @@
+"""Training: the loop, the step, gradient exchange, optimizers, checkpoints, validation and probing."""

@@ -1,0 +1,139 @@
+"""What a training step needs and changes: network, exchange, optimizer and statistics, on this process's device."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from largebatch.base.errors import UserError
+from largebatch.config.run import Config
+from largebatch.data.source import Source, Target, open_source
+from largebatch.data.stream import INITIALISE, key
+from largebatch.models import build_model, initialise, is_stochastic
+from largebatch.models.batchnorm import RunningStatistics, choose_kernel
+from largebatch.models.fuse_batchnorm import fuse
+from largebatch.runtime.placement import Placement
+from largebatch.runtime.world import World, join
+from largebatch.training.exchange import Averaging, Exchange, Tree
+from largebatch.training.optimizer import make_optimizer
+
+NEVER = timedelta(days=365)
+# bf16 is autocast's: weights, gradients and updates stay in float32.
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "fp64": torch.float64}
+
+
+@dataclass
+class Learner:
+    """What a step needs and changes."""
+
+    config: Config
+    placement: Placement
+    world: World
+    model: nn.Module
+    exchange: Exchange
+    optimizer: Optimizer
+    running: RunningStatistics
+    stochastic: bool
+
+    @property
+    def first_worker(self) -> int:
+        """The first of this process's consecutive workers."""
+        return self.world.rank * self.placement.workers
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context in which forward passes run."""
+        return autocast(self.placement)
+
+
+def start(config: Config, placement: Placement) -> World:
+    """Join the processes of a run, and set the arithmetic that its precision and determinism ask for."""
+    timeout = config.launcher.timeout
+    # Whoever watches the processes ends a run that hangs, with more words than a broken exchange has.
+    world = join(placement, NEVER if timeout is None else timedelta(seconds=2 * timeout + 60))
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = placement.precision == "tf32"
+    deterministic = config.exact if config.deterministic is None else config.deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    return world
+
+
+def open_data(config: Config, placement: Placement, world: World) -> Source:
+    """Open the run's data as its processes want them; what one of them downloads, the others find."""
+    target = Target(world.device, DTYPES[placement.precision], placement.channels_last)
+    with world.main_first():
+        return open_source(config.dataset, config.loader, config.seed, target, placement.cores)
+
+
+def autocast(placement: Placement) -> contextlib.AbstractContextManager[Any]:
+    """Return the context in which forward passes run: bf16 where that is the precision."""
+    if placement.precision != "bf16":
+        return contextlib.nullcontext()
+    return torch.autocast(placement.device, torch.bfloat16)
+
+
+def make_learner(config: Config, placement: Placement, world: World, classes: int) -> Learner:
+    """Build model and optimizer, with starting weights that depend on the seed alone."""
+    dtype = DTYPES[placement.precision]
+    torch.manual_seed(key(config.seed, INITIALISE) >> 1)
+    model = build_model(config.model, classes, config.dataset.channels)
+    zero_gamma = config.model.zero_gamma and config.pitfall.name != "gamma_one"
+    initialise(model, replace(config.model, zero_gamma=zero_gamma))
+    model.to(world.device, dtype).train()
+    if placement.channels_last:
+        model.to(memory_format=torch.channels_last)
+    stochastic = is_stochastic(model)
+    if config.pitfall.name == "sync_bn":
+        groups = 1
+    else:
+        # Dropout is drawn a pass at a time: only a pass of one worker can be the same on any hardware.
+        groups = 1 if stochastic else placement.workers_per_pass
+        placement = replace(placement, workers_per_pass=groups)
+    pays = groups > 1 or config.cuda_graphs
+    kernel = choose_kernel(config.bn.kernel, placement.device, config.compile, config.exact, pays)
+    running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, world.rank == 0, kernel)
+    if kernel == "fused":
+        fuse(model)
+    if config.cuda_graphs and stochastic:
+        raise UserError(
+            "cuda_graphs=true repeats a step as it was recorded, and dropout is drawn anew for every worker: use "
+            "cuda_graphs=false for this network."
+        )
+    one_kernel = placement.device == "cuda" and not config.exact
+    rate_on = world.device if config.cuda_graphs else None
+    optimizer = make_optimizer(model, config.optimizer, config.pitfall.name, one_kernel, rate_on)
+    if config.compile:
+        model.compile(fullgraph=True, dynamic=False)
+    options = config.exchange
+    exchange = Tree(model, world, options.bucket_bytes) if config.exact else Averaging(model, world, options)
+    learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic)
+    if world.size > 1 and not config.exact:
+        _settle_buckets(learner)
+    return learner
+
+
+def _settle_buckets(learner: Learner) -> None:
+    """Make one pass of zeros, after which DDP has cut its buckets for good.
+
+    DDP cuts them anew after the first back-propagation, and from three processes on an element's place in its
+    bucket decides the order of its sum: without this, a resumed run would differ by bits from one that never
+    stopped.
+    """
+    place, data = learner.placement, learner.config.dataset
+    # Two samples a worker are enough, but another shape would be compiled for itself.
+    samples = learner.config.n if learner.config.compile else min(learner.config.n, 2)
+    shape = (place.workers_per_pass * samples, data.channels, data.height, data.width)
+    images = torch.zeros(shape, dtype=DTYPES[place.precision], device=learner.world.device)
+    learner.running.ignore_pass()
+    with learner.autocast():
+        nothing = learner.exchange.net(images).sum() * 0
+    nothing.backward()
+    learner.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,90 @@
+"""Exact counts of right and wrong: every sample once, none padded, whatever the number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from largebatch.data.source import Batch
+from largebatch.runtime.world import World
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``error`` and ``error_top5`` in %, over ``total`` samples, and ``loss`` the mean cross-entropy.
+
+    ``unreadable`` images count as wrong, so that no sample is left out and none is counted twice; they have no loss.
+    """
+
+    error: float
+    error_top5: float
+    loss: float
+    total: int
+    unreadable: int = 0
+
+
+def batches_of(total: int, batch: int = BATCH) -> list[range]:
+    """Cut ``range(total)`` into batches: the same cuts for any number of processes, so the same arithmetic."""
+    return [range(start, min(start + batch, total)) for start in range(0, total, batch)]
+
+
+def shard(count: int, rank: int, size: int) -> range:
+    """Return this process's consecutive share of ``count`` batches; shares differ by one at most."""
+    return range(rank * count // size, (rank + 1) * count // size)
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module, batches: Iterator[Batch], mine: range, cuts: Sequence[range], world: World
+) -> Evaluation:
+    """Evaluate a model over a whole set, each process its own batches.
+
+    Args:
+        model: Any module from images to logits; put into evaluation mode, and back as it was.
+        batches: This process's batches, ``cuts[mine]`` in order.
+        mine: Which of the cuts they are.
+        cuts: The cuts of the whole set, from :func:`batches_of`.
+        world: All processes that take part.
+
+    Raises:
+        AssertionError: a sample was missed or counted twice (our own fault).
+    """
+    was_training = model.training
+    model.eval()
+    # A row a batch, filled by its owner alone: the sum over processes has the same bits for any number of them.
+    rows = torch.zeros((len(cuts), 5), dtype=wide(world.device), device=world.device)
+    for number, batch in zip(mine, batches, strict=True):
+        counts = count(model(batch.images), batch.labels)
+        rows[number] = torch.stack([*counts, counts[0].new_tensor(batch.corrupt)]).to(rows.dtype)
+    model.train(was_training)
+    right, right_top5, loss, total, unreadable = world.sum(rows).sum(0).tolist()
+    expected = sum(map(len, cuts))
+    assert total == expected, f"validation counted {total} samples of {expected}"
+    return Evaluation(
+        error=100 * (total - right) / total,
+        error_top5=100 * (total - right_top5) / total,
+        loss=loss / (total - unreadable) if unreadable < total else float("nan"),
+        total=int(total),
+        unreadable=int(unreadable),
+    )
+
+
+def count(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return right, right within five, summed cross-entropy and number of samples, as scalars on the device."""
+    top = logits.topk(min(5, logits.shape[1]), dim=1).indices
+    hits = top == labels[:, None]
+    dtype = wide(logits.device)
+    loss = F.cross_entropy(logits.to(dtype), labels, reduction="sum")
+    number = torch.tensor(len(labels), dtype=dtype, device=logits.device)
+    return hits[:, 0].sum().to(dtype), hits.sum().to(dtype), loss, number
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the widest float type of a device: float64, but float32 on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64

@@ -1,0 +1,1 @@
+"""Proofs: certify, the step in the paper's own words, explain."""

@@ -1,0 +1,177 @@
+"""What ``train`` would do, from the configuration alone: no data are read, nothing is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from largebatch.base.errors import UserError
+from largebatch.config.pitfalls import PITFALLS
+from largebatch.config.run import Config
+from largebatch.data import sets
+from largebatch.data.layouts import open_splits
+from largebatch.models import initialise, is_stochastic
+from largebatch.models.batchnorm import batchnorms
+from largebatch.models.build import build_on_meta
+from largebatch.records.read import default_directory
+from largebatch.runtime.placement import Placement
+from largebatch.training.optimizer import decay_groups
+
+_BYTES = {"fp32": 4, "tf32": 4, "bf16": 4, "fp64": 8}
+_STATES = {"sgd": 1, "lars": 1, "lamb": 2}  # tensors an optimizer keeps for each parameter
+
+
+def explain(config: Config, placement: Placement, full: bool = False) -> dict[str, Any]:
+    """Return what a run would be, with stable keys; see :func:`as_text` for people.
+
+    Args:
+        config: The run.
+        placement: Where its workers would be.
+        full: Give the rate of every iteration instead of a table of turning points.
+
+    Raises:
+        UserError: the sizes of an image folder are neither given nor to be counted.
+    """
+    train_images, val_images, classes = _sizes(config)
+    config.check_size(train_images)
+    rates = config.rates(train_images)
+    per_epoch = config.iterations_per_epoch(train_images)
+    total = config.total_iterations(train_images)
+    model = build_on_meta(config.model, classes, config.dataset.channels)
+    notes = initialise(model, config.model)
+    if is_stochastic(model):
+        notes.append("dropout is drawn worker by worker: each has a pass of its own, whatever workers_per_pass says")
+    groups = decay_groups(model)
+    count = {name: sum(p.numel() for p in group.values()) for name, group in vars(groups).items()}
+    parameters = sum(p.numel() for p in model.parameters())
+    weight_bytes = parameters * _BYTES[placement.precision]
+    table = [
+        {"iteration": at, "epoch": at / per_epoch, "rate": rates.rate_at(at), "what": what}
+        for at, what in rates.turning_points()
+        if at < total
+    ]
+    return {
+        "k": config.k,
+        "n": config.n,
+        "minibatch": config.minibatch,
+        "seed": config.seed,
+        "base_rate": config.lr.base,
+        "reference_rate": config.reference_rate,
+        "scaling": config.lr.scaling,
+        "warmup": config.warmup.name,
+        "warmup_epochs": config.warmup_epochs,
+        "warmup_iterations": rates.warming,
+        "schedule": config.schedule.name,
+        "milestones": list(config.milestones),
+        "epochs": config.epochs,
+        "iterations_per_epoch": per_epoch,
+        "iterations": total,
+        "rates": [rates.rate_at(at) for at in range(total)] if full else table,
+        "train_images": train_images,
+        "val_images": val_images,
+        "dropped_per_epoch": train_images - per_epoch * config.minibatch,
+        "data": sets.locate(config.dataset),
+        "model": f"{config.model.source} {config.model.name}",
+        "parameters": parameters,
+        "parameter_groups": {
+            "decayed": {
+                "weight_decay": config.optimizer.weight_decay,
+                "tensors": len(groups.decayed),
+                "parameters": count["decayed"],
+            },
+            "normalisations": {
+                "weight_decay": 0.0,
+                "tensors": len(groups.spared),
+                "parameters": count["spared"],
+            },
+        },
+        "batchnorm": {
+            "layers": len(batchnorms(model)),
+            "samples": config.n,
+            "running": config.bn.running,
+        },
+        "pitfall": config.pitfall.name,
+        "notes": notes,
+        "optimizer": config.optimizer.name,
+        "placement": vars(placement),
+        "memory_bytes": {
+            "weights": weight_bytes,
+            "gradients": weight_bytes,
+            "optimizer": weight_bytes * _STATES[config.optimizer.name],
+        },
+        "experiment_hash": config.experiment_hash(placement.precision),
+        "run_hash": config.run_hash(placement.precision),
+        "run_dir": config.run_dir or str(default_directory(config, placement.precision)),
+    }
+
+
+def _sizes(config: Config) -> tuple[int, int, int]:
+    dataset = config.dataset
+    if dataset.train_images and dataset.val_images and dataset.classes:
+        return dataset.train_images, dataset.val_images, dataset.classes
+    try:
+        opened = open_splits(dataset)
+    except UserError as error:
+        raise UserError(
+            f"{error} Without the images, give their numbers: dataset.train_images, val_images, classes."
+        ) from None
+    return len(opened.train), len(opened.val), len(opened.train.classes)
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """Return the facts as a page for people."""
+    place, groups, memory = facts["placement"], facts["parameter_groups"], facts["memory_bytes"]
+    if facts["warmup_iterations"]:
+        warmup = f"{facts['warmup']}, {facts['warmup_epochs']:g} epochs = {facts['warmup_iterations']} iterations"
+    elif facts["warmup"] == "none":
+        warmup = "none"
+    else:
+        warmup = f"none takes place: the reference rate is not above {facts['base_rate']:g}"
+    rows = [
+        ("minibatch", f"kn = {facts['k']} × {facts['n']} = {facts['minibatch']}"),
+        (
+            "reference rate",
+            f"{facts['reference_rate']:g}  ({facts['scaling']} scaling of {facts['base_rate']:g})",
+        ),
+        ("warmup", warmup),
+        (
+            "epochs",
+            f"{facts['epochs']} of {facts['iterations_per_epoch']} iterations; {facts['iterations']} in all",
+        ),
+        (
+            "data",
+            f"{facts['train_images']:,} training and {facts['val_images']:,} validation images, {facts['data']}",
+        ),
+        ("dropped an epoch", f"{facts['dropped_per_epoch']} training images, others each time"),
+        ("model", f"{facts['model']}, {facts['parameters']:,} parameters"),
+        ("weight decay", f"{groups['decayed']['weight_decay']:g} on {_group(groups['decayed'])}"),
+        ("", f"0 on {_group(groups['normalisations'])} (γ and β of normalisations)"),
+        ("BatchNorm", _batchnorm(facts["batchnorm"])),
+        ("optimizer", facts["optimizer"]),
+        (
+            "placement",
+            f"{facts['k']} workers on {place['processes']} × {place['device']}: {place['workers']} each, "
+            f"{place['workers_per_pass']} a pass, {place['threads']} threads, {place['precision']}",
+        ),
+        (
+            "memory",
+            ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in memory.items()) + " in each process",
+        ),
+        ("run directory", facts["run_dir"]),
+        *(("note", note) for note in facts["notes"]),
+        *([("PITFALL", f"{facts['pitfall']}: {PITFALLS[facts['pitfall']]}")] if facts["pitfall"] != "none" else []),
+    ]
+    text = "\n".join(f"{name:<17} {value}" for name, value in rows)
+    table = "\n".join(
+        f"{row['iteration']:>10} {row['epoch']:>8.2f} {row['rate']:>12.6g}  {row['what']}" for row in facts["rates"]
+    )
+    return f"{text}\n\n{'iteration':>10} {'epoch':>8} {'rate':>12}\n{table}"
+
+
+def _group(group: dict[str, Any]) -> str:
+    return f"{group['tensors']} tensors, {group['parameters']:,} parameters"
+
+
+def _batchnorm(facts: dict[str, Any]) -> str:
+    if not facts["layers"]:
+        return "no layers"
+    return f"{facts['layers']} layers, statistics of n = {facts['samples']} samples; running: {facts['running']}"
