@@ -35,7 +35,7 @@ PATIENCE = 300  # seconds before a run is taken for hung
 TIMES = ("seconds", "images_per_second")
 FORKS = multiprocessing.get_context("forkserver")
 # The server has torch imported already: a run then starts in a tenth of a second.
-FORKS.set_forkserver_preload(["largebatch.training.loop", "largebatch.cli", "sklearn.datasets", "hydra", "timm"])
+FORKS.set_forkserver_preload(["largebatch.training.loop", "largebatch.cli.main", "sklearn.datasets", "hydra", "timm"])
 DATA = (
     "dataset=synthetic",
     "dataset.train_images=163",
