@@ -1,5 +1,5 @@
 /* Crops of JPEGs with bytes changed at random, cut short and put together: memory errors end it (-fsanitize).
-   damaged_jpegs TIMES FILE… */
+   damaged_jpegs SEED TIMES FILE… */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,7 +10,7 @@ int jpeg_size(const u8 *data, size_t bytes, int size[2]);
 int jpeg_crop(const u8 *data, size_t bytes, const int box[4], int height, int width, u8 *out,
               const ptrdiff_t strides[3]);
 
-static uint64_t state = 1;
+static uint64_t state;
 
 static unsigned chance(unsigned below) {
     state = state * 6364136223846793005u + 1442695040888963407u;
@@ -18,10 +18,11 @@ static unsigned chance(unsigned below) {
 }
 
 int main(int count, char **words) {
-    int read = 0, times = atoi(words[1]);
+    int read = 0, times = atoi(words[2]);
+    state = strtoull(words[1], NULL, 10);
     static u8 out[3 * 24 * 40], whole[1 << 17];
     for (int number = 0; number < times; number++) {
-        FILE *file = fopen(words[2 + number % (count - 2)], "rb");
+        FILE *file = fopen(words[3 + number % (count - 3)], "rb");
         size_t bytes = fread(whole, 1, sizeof whole, file);
         fclose(file);
         unsigned head = chance(2) ? 700 : (unsigned)bytes;

@@ -1,6 +1,7 @@
 """The decoder in C: Pillow's pixels, bit for bit, or a refusal."""
 
 import io
+import os
 import random
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from damage import damaged
 from images import photograph
 from PIL import Image
 from torchvision.transforms import functional
@@ -127,6 +129,53 @@ def test_what_is_damaged_where_it_is_read_is_refused_and_elsewhere_not_seen():
     assert out.equal(pillow(data, (0, 0, 20, 40), (16, 16), mirrored=False))
 
 
+def natively(data, box, size=(24, 40)):
+    """Return the crop, or None where it is left to Pillow."""
+    out = torch.empty((3, *size), dtype=torch.uint8)
+    return out if native.size(data) and native.crop_into(out, data, box, mirrored=False) else None
+
+
+def test_a_marker_in_the_scan_is_left_to_pillow():
+    """Behind the crop too: Pillow refuses a second frame anywhere. Restarts and the image's end stop nobody."""
+    data, top = jpeg(picture(), restart_marker_blocks=5), (0, 0, 8, 20)
+    at = data.rindex(b"\xff", 0, -2)
+    for marker, read in ((0xC0, False), (0xC4, False), (0xDA, False), (0xFE, False), (0x02, False), (0xD5, True)):
+        assert (natively(patched(data, at + 1, marker), top) is not None) is read
+    with pytest.raises(DAMAGE):
+        decode(patched(data, at + 1, 0xC0))
+    assert natively(data[: len(data) // 2] + b"\xff\xd9" + data[len(data) // 2 :], top).equal(
+        pillow(data, top, (24, 40), False)
+    )
+
+
+def test_a_coefficient_whose_step_takes_it_beyond_16_bits_is_left_to_pillow():
+    """A flat grey block has a DC coefficient of (value - 128)·8 / step: here the step is made 255 times as large."""
+    data = jpeg(Image.new("L", (64, 64), 250), quality=100)  # steps of 1
+    at = data.index(b"\xff\xdb") + 5
+    assert data[at] == 1
+    assert natively(data, (0, 0, 64, 64)).eq(250).all()
+    assert natively(patched(data, at, 255), (0, 0, 64, 64)) is None  # 976 · 255 = 248,880
+
+
+def test_thousands_of_damaged_files_have_the_pixels_of_pillow_or_are_left_to_it():
+    chance = random.Random(0)
+    kinds = ("4:2:0", "4:2:2", "4:4:4", "greyscale", "coarse", "finest", "restart intervals", "EXIF and a comment")
+    whole = [CUSTOMARY[kind]() for kind in kinds]
+    alike = 0
+    for number in range(4000):
+        data = damaged(chance.choice(whole), chance)
+        width, height = native.size(data) or (1, 1)
+        if width * height > 2**20:
+            continue
+        h, w = chance.randint(1, height), chance.randint(1, width)
+        box = (chance.randint(0, height - h), chance.randint(0, width - w), h, w)
+        pixels = natively(data, box)
+        if pixels is not None:
+            assert pixels.equal(pillow(data, box, (24, 40), mirrored=False)), number  # it decodes without an error
+            alike += 1
+    assert 500 < alike < 2500
+
+
 @pytest.mark.parametrize("box", [(0, 0, 142, 10), (0, 0, 0, 10), (-1, 0, 5, 5), (0, 180, 5, 8), (2**31 - 1, 0, 9, 9)])
 def test_a_crop_beyond_the_image_is_refused(box):
     assert not native.crop_into(torch.empty((3, 8, 8), dtype=torch.uint8), jpeg(picture()), box, mirrored=False)
@@ -143,7 +192,7 @@ def test_damage_of_any_kind_does_no_harm(tmp_path):
     subprocess.run([compiler, *flags, *sources, "-o", str(program), "-lm"], check=True)
     for number, kind in enumerate(("4:2:0", "4:2:2", "4:4:4", "greyscale", "restart intervals", "finest")):
         (tmp_path / f"{number}.jpg").write_bytes(CUSTOMARY[kind]())
-    words = [str(program), "1500", *map(str, sorted(tmp_path.glob("*.jpg")))]
+    words = [str(program), "1", "1500", *map(str, sorted(tmp_path.glob("*.jpg")))]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     read = int(done.stdout.split()[0])
@@ -204,10 +253,50 @@ def test_a_pillow_that_resizes_otherwise_is_noticed(files, unloaded, monkeypatch
     assert "decodes or resizes otherwise" in line
 
 
+@pytest.mark.parametrize("compiler", ["gcc", "gcc-11", "clang"])
+def test_every_compiler_that_clusters_have_makes_it(compiler, unloaded, monkeypatch, tmp_path):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"there is no {compiler}")
+    monkeypatch.setenv("LARGEBATCH_CACHE", str(tmp_path))
+    monkeypatch.setenv("CC", compiler)
+    native.load()  # which compares pixels with Pillow's
+    data = CUSTOMARY["4:2:0"]()
+    assert natively(data, (20, 30, 100, 90)).equal(pillow(data, (20, 30, 100, 90), (24, 40), mirrored=False))
+
+
+def test_a_library_that_changed_in_the_cache_is_compiled_anew(unloaded, monkeypatch, tmp_path):
+    monkeypatch.setenv("LARGEBATCH_CACHE", str(tmp_path))
+    path = native._compiled()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert native._compiled() == path
+    assert path.read_bytes() == whole
+    path.chmod(0o777)
+    assert native._compiled() == path
+    assert path.stat().st_mode & 0o022 == 0
+    path.rename(tmp_path / "elsewhere.so")
+    path.symlink_to(tmp_path / "elsewhere.so")
+    assert not native._compiled().is_symlink()
+
+
+def test_a_directory_of_the_cache_that_others_may_write_to_is_not_used(files, unloaded, monkeypatch, tmp_path):
+    monkeypatch.setenv("LARGEBATCH_CACHE", str(tmp_path))
+    directory = native._compiled().parent
+    directory.chmod(0o777)
+    chosen, line = choose_decoder(files("auto"))
+    assert (chosen, f"{directory} is not this user's alone" in line) == ("pillow", True)
+    directory.chmod(0o700)
+    another = directory.stat().st_uid + 1
+    directory.rename(directory.with_name(f"native-{another}"))  # made by somebody else for that user
+    monkeypatch.setattr(os, "getuid", lambda: another)
+    with pytest.raises(native.Unavailable, match="is not this user's alone"):
+        native.load()
+
+
 def test_it_is_compiled_once_and_chosen_by_default(files, unloaded, monkeypatch, tmp_path):
     monkeypatch.setenv("LARGEBATCH_CACHE", str(tmp_path))
     assert choose_decoder(files("auto"))[0] == "native"
-    assert len([*tmp_path.iterdir()]) == 1
+    assert len([*tmp_path.glob("native-*/*")]) == 1
     native.load.cache_clear()
     monkeypatch.setattr(native, "_run", lambda command: pytest.fail("compiled again"))
     assert choose_decoder(files("native"))[0] == "native"

@@ -14,6 +14,7 @@ import os
 import platform
 import shlex
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -42,7 +43,8 @@ def load() -> ctypes.CDLL:
     """Return the compiled decoder, compiling it where that has not been done.
 
     Raises:
-        Unavailable: there is no C compiler, its output cannot be kept, or Pillow decodes otherwise.
+        Unavailable: there is no C compiler, its output cannot be kept where others cannot change it, or Pillow decodes
+            otherwise.
     """
     path = _compiled()
     try:
@@ -90,6 +92,7 @@ def _crop_into(library: ctypes.CDLL, out: Tensor, data: bytes, box: Box, mirrore
 
 
 def _compiled() -> Path:
+    """Return the library, whose name ends with the digest of its bytes: another file is compiled anew, not loaded."""
     found = next(filter(None, map(shutil.which, ("cc", "gcc", "clang"))), "")
     compiler = shlex.split(os.environ.get("CC") or found)  # CC may be "ccache gcc"
     if not compiler:
@@ -98,19 +101,33 @@ def _compiled() -> Path:
     command = [*compiler, "-std=gnu11", "-O3", "-ffp-contract=off", "-shared", "-fPIC", *_instructions()]
     words = [*command, platform.machine()]
     content = b"\0".join([*(path.read_bytes() for path in sorted(HERE.glob("*.[ch]"))), *map(os.fsencode, words)])
-    directory = cache_directory()
-    library = directory / f"jpeg-{hashlib.sha256(content).hexdigest()[:16]}.so"
-    if library.exists():
-        return library
+    name = f"jpeg-{_digest(content)}"
+    directory = cache_directory() / f"native-{os.getuid()}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not _ours_alone(directory):
+            raise Unavailable(f"{directory} is not this user's alone: set LARGEBATCH_CACHE to a directory that is")
+        for path in directory.glob(f"{name}-*.so"):
+            if _ours_alone(path) and path.stem == f"{name}-{_digest(path.read_bytes())}":
+                return path
         with tempfile.TemporaryDirectory(dir=directory) as temporary:
-            made = Path(temporary, library.name)
+            made = Path(temporary, "jpeg.so")
             _run([*command, "-o", str(made), *map(str, SOURCES), "-lm"])
-            made.replace(library)  # another process may have put the same there
+            made.chmod(0o700)
+            # Another process may have put one there meanwhile: each is a whole file.
+            return made.replace(directory / f"{name}-{_digest(made.read_bytes())}.so")
     except OSError as error:
         raise Unavailable(f"it cannot be compiled into {directory} ({error}): set LARGEBATCH_CACHE") from None
-    return library
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def _ours_alone(path: Path) -> bool:
+    """Whether a file or directory, no link to one, is this user's, and no other user may write to it."""
+    status = path.lstat()
+    return status.st_uid == os.getuid() and not stat.S_ISLNK(status.st_mode) and not status.st_mode & 0o022
 
 
 def _instructions() -> Sequence[str]:
@@ -127,7 +144,7 @@ def _run(command: Sequence[str]) -> None:
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
         first = lines[0] if lines else f"exit status {done.returncode}"
-        raise Unavailable(f"{command[0]} cannot compile it, as GCC 12 and Clang can: {first}")
+        raise Unavailable(f"{command[0]} cannot compile it, as GCC 11 and Clang can: {first}")
 
 
 def _check_agreement(library: ctypes.CDLL) -> None:

@@ -110,13 +110,15 @@ static void resize_row(const Filter *filter, const u8 *from, u8 *to, int out) {
             u8x16 pixels = {0}, zero = {0};
             i32x8 weight;
             memcpy(&pixels, at, 8), memcpy(&weight, weights, 32);
-            pixels = __builtin_shufflevector(pixels, zero, 0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16);
+            pixels = SHUFFLE(u8x16, pixels, zero, 0, 16, 1, 16, 2, 16, 3, 16, 4, 16, 5, 16, 6, 16, 7, 16);
             sums += __builtin_convertvector((i16x8)pixels, i32x8) * weight;
         }
-        i32x4 sum = __builtin_shufflevector(sums, sums, 0, 1, 2, 3) + __builtin_shufflevector(sums, sums, 4, 5, 6, 7);
+        i32x4 halves[2], sum;
+        memcpy(halves, &sums, sizeof halves);
+        sum = halves[0] + halves[1];
         /* Weights are positive and add up to 1: it stays below 256. */
         u8x16 bytes = (u8x16)((sum + (1 << (PRECISION - 1))) >> PRECISION);
-        bytes = __builtin_shufflevector(bytes, bytes, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+        bytes = SHUFFLE(u8x16, bytes, bytes, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
         memcpy(to + 4 * i, &bytes, 4);
     }
 }

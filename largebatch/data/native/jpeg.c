@@ -125,7 +125,7 @@ int read_header(Jpeg *jpeg, const u8 *data, size_t size) {
             jfif |= bytes >= 14 && !memcmp(at, "JFIF", 5);
         } else if (marker == 0xee) {
             if (bytes >= 12 && !memcmp(at, "Adobe", 5)) transform = at[11];
-        } else if (!(marker > 0xe0 || marker == 0xfe)) {
+        } else if (!((marker > 0xe0 && marker < 0xf0) || marker == 0xfe)) {
             return 0;
         }
         at += bytes;
@@ -172,6 +172,16 @@ static void next_interval(Bits *bits) {
 
 /* Whether bits were taken from the zeros behind the interval. */
 static inline int overrun(const Bits *bits) { return 8 * (bits->reader.at - bits->stop) > bits->reader.count; }
+
+/* Whether the scan holds no markers but restarts up to the image's end: after others libjpeg may refuse the file. */
+static int plain_scan(const Jpeg *jpeg) {
+    for (const u8 *at = jpeg->scan; (at = memchr(at, 0xff, (size_t)(jpeg->end + 2 - at))); at++) {
+        while (*at == 0xff && at < jpeg->end + 1) at++; /* fill bytes */
+        if (*at == 0xd9) return 1;
+        if (*at != 0 && (*at < 0xd0 || *at > 0xd7)) return 0;
+    }
+    return 0;
+}
 
 static int restart(Bits *bits, int number) {
     if (overrun(bits)) return 0;
@@ -248,21 +258,21 @@ typedef uint32_t u32x8 __attribute__((vector_size(32))); /* damaged coefficients
 typedef int16_t i16x8 __attribute__((vector_size(16)));
 typedef u8 u8x32 __attribute__((vector_size(32)));
 
-#define TRANSPOSE_HALF(a, b, low, high)                                    \
-    low = __builtin_shufflevector(a, b, 0, 8, 1, 9, 4, 12, 5, 13);        \
-    high = __builtin_shufflevector(a, b, 2, 10, 3, 11, 6, 14, 7, 15)
+#define TRANSPOSE_HALF(a, b, low, high)                   \
+    low = SHUFFLE(u32x8, a, b, 0, 8, 1, 9, 4, 12, 5, 13); \
+    high = SHUFFLE(u32x8, a, b, 2, 10, 3, 11, 6, 14, 7, 15)
 
 static inline void transpose(u32x8 v[8]) {
     u32x8 a[8], b[8];
     for (int i = 0; i < 8; i += 2) { TRANSPOSE_HALF(v[i], v[i + 1], a[i], a[i + 1]); }
     for (int i = 0; i < 8; i += 4)
         for (int j = 0; j < 2; j++) {
-            b[i + 2 * j] = __builtin_shufflevector(a[i + j], a[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
-            b[i + 2 * j + 1] = __builtin_shufflevector(a[i + j], a[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+            b[i + 2 * j] = SHUFFLE(u32x8, a[i + j], a[i + j + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+            b[i + 2 * j + 1] = SHUFFLE(u32x8, a[i + j], a[i + j + 2], 2, 3, 10, 11, 6, 7, 14, 15);
         }
     for (int i = 0; i < 4; i++) {
-        v[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
-        v[i + 4] = __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        v[i] = SHUFFLE(u32x8, b[i], b[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        v[i + 4] = SHUFFLE(u32x8, b[i], b[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
     }
 }
 
@@ -285,30 +295,48 @@ static inline void inverse_dct(u32x8 v[8], int shift) {
     v[3] = scaled(s3 + odd0, shift), v[4] = scaled(s3 - odd0, shift);
 }
 
+enum { SUMMED = 1 << 14, WRAPPED = 1 << 9 }; /* below: sums of two values fit 16 bits, and samples need no wrapping */
+
+/* Return the values, or their complements where they are negative. */
+static inline u32x8 magnitude(u32x8 v) { return v ^ scaled(v, 31); }
+
+static inline int any(u32x8 v) {
+    uint64_t parts[4];
+    memcpy(parts, &v, sizeof parts);
+    return (parts[0] | parts[1] | parts[2] | parts[3]) != 0;
+}
+
 static inline i32x8 clamped(i32x8 v) {
     i32x8 over = v > 255;
     return (v & ~(v >> 31) & ~over) | (over & 255);
 }
 
-static void samples(const int16_t *block, const int32_t *steps, u8 *to, size_t stride) {
-    u32x8 v[8];
+/* Transform a block, or return 0: libjpeg-turbo computes with 16 bits where this does with 32, and its version in C wraps
+samples where the others clamp them. Values of photographs are far below both limits, those of damaged files are not. */
+static int samples(const int16_t *block, const int32_t *steps, u8 *to, size_t stride) {
+    u32x8 v[8], large = {0};
     for (int i = 0; i < 8; i++) {
         i16x8 coefficients;
         u32x8 step;
         memcpy(&coefficients, block + 8 * i, 16);
         memcpy(&step, steps + 8 * i, 32);
         v[i] = (u32x8)__builtin_convertvector(coefficients, i32x8) * step;
+        large |= magnitude(v[i]);
     }
     inverse_dct(v, 11);
+    for (int i = 0; i < 8; i++) large |= magnitude(v[i]);
     transpose(v);
     inverse_dct(v, 18);
+    for (int i = 0; i < 8; i++) large |= magnitude(v[i]) * (SUMMED / WRAPPED);
     transpose(v);
+    if (any(large & ~(uint32_t)(SUMMED - 1))) return 0;
     for (int i = 0; i < 8; i++) {
         u8x32 row = (u8x32)clamped((i32x8)(v[i] + 128u));
-        row = __builtin_shufflevector(row, row, 0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28,
-                                      0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+        row = SHUFFLE(u8x32, row, row, 0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28,
+                      0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
         memcpy(to + (size_t)i * stride, &row, 8);
     }
+    return 1;
 }
 
 /* ---- The part of the image that a crop needs ---- */
@@ -343,7 +371,8 @@ static int read_unit(const Jpeg *jpeg, int i, Bits *bits, const Plane *plane, in
         memset(block, 0, sizeof block);
         if (!read_block(bits, dc, ac, &bits->dc[i], block)) return 0;
         size_t x = (size_t)(column * its->across + b % its->across), y = (size_t)(row * its->down + b / its->across);
-        samples(block, jpeg->steps[its->table], plane->samples + 8 * (y * plane->stride + x), plane->stride);
+        u8 *to = plane->samples + 8 * (y * plane->stride + x);
+        if (!samples(block, jpeg->steps[its->table], to, plane->stride)) return 0;
     }
     return 1;
 }
@@ -357,7 +386,7 @@ int decode_part(const Jpeg *jpeg, const int box[4], Plane planes[3]) {
     if (columns[1] > units) columns[1] = units;
     if (rows[1] > last) rows[1] = last;
     u8 *bytes = malloc((size_t)(jpeg->end - jpeg->scan) + BLOCK_BYTES);
-    int good = bytes && make_planes(jpeg, columns, rows, planes);
+    int good = bytes && plain_scan(jpeg) && make_planes(jpeg, columns, rows, planes);
     Bits bits = {.bytes = bytes, .source = jpeg->scan, .end = jpeg->end};
     if (good) next_interval(&bits);
     for (int unit = 0, intervals = 0; good && unit < rows[1] * units; unit++) {

@@ -7,6 +7,13 @@ refused: functions return 0. The bytes come from strangers: every offset into th
 
 typedef uint8_t u8;
 
+/* Pick elements of two vectors of one kind. Clang has only the first spelling, GCC before 12 only the second. */
+#ifdef __clang__
+#define SHUFFLE(kind, a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(kind, a, b, ...) __builtin_shuffle(a, b, (kind){__VA_ARGS__})
+#endif
+
 enum { LOOK = 10 }; /* bits that are looked up at once */
 
 typedef struct {
