@@ -31,6 +31,7 @@ from largebatch.config.groups import (
     SweepConfig,
     WarmupConfig,
 )
+from largebatch.config.keys import without_added
 from largebatch.config.launchers import LauncherConfig
 from largebatch.config.pitfalls import PitfallConfig
 from largebatch.config.schedule import RateSchedule, reference_rate
@@ -261,15 +262,15 @@ class Config:
         """Return what defines the experiment, and nothing else: neither seed nor place, path nor logging.
 
         ``precision`` is the resolved one: fp32, tf32, bf16 or fp64. Two runs of the same experiment differ by
-        their seed alone, whatever hardware they ran on.
+        their seed alone, whatever hardware they ran on. A key that was added later is part of it only where it
+        differs from the value in :data:`largebatch.config.keys.ADDED`.
         """
         values = dataclasses.asdict(self)
         kept = {key: values[key] for key in ("k", "n", "epochs", "lr", "model", "optimizer")}
         kept["precision"] = precision
         kept["pitfall"] = self.pitfall.name
         kept["bn"] = {key: values["bn"][key] for key in ("running", "momentum")}
-        if self.exchange.compress != "none":
-            kept["exchange"] = {"compress": self.exchange.compress}
+        kept["exchange"] = {"compress": values["exchange"]["compress"]}
         kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in ("root", "on_error")}
         if self.dataset.decoder != "none":
             kept["dataset"]["decoder"] = "pillow"  # whoever decodes: these are the pixels
@@ -279,7 +280,7 @@ class Config:
             "milestones": self.milestones,
             "factor": self.schedule.factor,
         }
-        return kept
+        return without_added(kept)
 
     def experiment_hash(self, precision: str) -> str:
         """Hash of :meth:`experiment`: equal for runs that belong in one mean ± std."""

@@ -27,6 +27,7 @@ from typing import Any
 from largebatch.base.errors import UserError
 from largebatch.base.files import write_atomically
 from largebatch.config.build import build
+from largebatch.config.keys import complete
 from largebatch.config.run import Config
 from largebatch.records.read import default_directory
 
@@ -200,6 +201,8 @@ def read(directory: Path) -> list[Task]:
 def _parsed(directory: Path, number: int, values: Any) -> Task:
     if not isinstance(values, dict):
         raise UserError("it is not a JSON object.")
+    if isinstance(values.get("config"), dict):  # a sweep that an earlier version planned goes on
+        values = {**values, "config": complete(values["config"])}
     task = build(Task, values)
     if task.number != number:
         raise UserError(f"task {task.number} stands in the place of task {number}.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.base.errors import UserError
+from largebatch.config.keys import complete
 from largebatch.config.run import Config
 
 REPLACED = "replaced"  # in a sweep's directory: records of runs that were made again
@@ -62,6 +63,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 def read_config(directory: Path) -> dict[str, Any]:
     """Return the values of ``config.yaml`` as this program writes it: nested keys, and JSON for every value.
 
+    A key that was added since the run was recorded has the value that describes what the run did.
+
     Raises:
         UserError: it cannot be read, or was written by something else.
     """
@@ -77,7 +80,7 @@ def read_config(directory: Path) -> dict[str, Any]:
                 levels[-1][key] = json.loads(text)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a run's configuration: {error}.") from None
-    return levels[0]
+    return complete(levels[0])
 
 
 def read_starts(directory: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from largebatch.base.errors import Fault, UserError, nearest
+from largebatch.config.keys import ADDED
 from largebatch.config.schedule import reference_rate
 from largebatch.records.runs import Corrupt, Run, find, flat, load
 
@@ -104,7 +105,10 @@ class Group:
         """Whether it has all these settings; a warmup without effect has its own name too."""
         variants = [_with_rates(flat(run.experiment)) for run in self.runs]
         own = _with_rates(self.settings)
-        return all(any(_same(values.get(key), value) for values in (own, *variants)) for key, value in wanted.items())
+        return all(
+            any(_same(values.get(key, ADDED.get(key)), value) for values in (own, *variants))
+            for key, value in wanted.items()
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -159,3 +159,13 @@ def test_a_task_is_a_number_in_range(arm, word):
     assert manifest.task_of(SWEEP, tasks, "1") == tasks[1]
     with pytest.raises(UserError, match="is not one of runs/sweeps/first: it takes a whole number from 0 to 1"):
         manifest.task_of(SWEEP, tasks, word)
+
+
+def test_a_sweep_goes_on_that_was_planned_before_a_key_existed(arm):
+    plan(SWEEP, [arm("k=1")])
+    (line,) = lines()
+    del line["config"]["cuda_graphs"], line["config"]["probe"]
+    edit(0, config=line["config"])
+    (task,) = read(SWEEP)
+    assert not task.config.cuda_graphs
+    assert task.config.probe.every is None
