@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from largebatch.quantization.affine import integer_range, quantize, scale_and_zero_point
+from largebatch.quantization.exported import CONV, LINEAR, PAD, pair
 from largebatch.quantization.network import HEAVY, IMAGES, Network, Node, Quantization, without_unused
 from largebatch.quantization.reference import function
 from largebatch.quantization.saturation import safe_scale
-from largebatch.quantization.trace import CONV, LINEAR
 
 ADD = "aten.add.Tensor"
 # Functions of one value: a table of 256 entries.
@@ -37,7 +37,7 @@ MOVES = {
     for name in (
         *("flatten.using_ints", "reshape.default", "view.default", "permute.default", "transpose.int", "squeeze.dim"),
         *("unsqueeze.default", "slice.Tensor", "select.int", "pixel_shuffle.default", "squeeze.dims"),
-        *("contiguous.default", "clone.default"),
+        *("roll.default", "expand.default"),
     )
 }
 # A bias may take a quarter of an accumulator's range.
@@ -139,6 +139,8 @@ class _Lowering:
             return self._lookup(node)
         if target in MOVES and len(node.inputs) == 1:
             return self._same(node, "move", _call(node))
+        if target == PAD:
+            return self._pad(node)
         ways: dict[str, Callable[[Node], bool]] = {
             ADD: self._add,
             "aten.mul.Tensor": self._multiply,
@@ -251,12 +253,22 @@ class _Lowering:
 
     def _concatenate(self, node: Node) -> bool:
         several, *rest = node.attributes["arguments"]
-        dim = rest[0] if rest else 0
-        dim += len(node.attributes["shape"]) + 1 if dim < 0 else 0
-        if len(several) != len(node.inputs) or dim == 0:
+        dim, shape = rest[0] if rest else 0, node.attributes["shape"]
+        if shape is None or not all(map(_is_input, several)):
+            return False
+        dim %= len(shape) + 1
+        if dim == 0:
             return False
         self._made(Node(node.name, "concatenate", self._wholes(node), None, {"dim": dim}), node.name)
         return True
+
+    def _pad(self, node: Node) -> bool:
+        """Pad with zeros of the real values."""
+        x, pads, value = with_defaults(node, [None, None, 0])
+        read = self.nodes[self.whole[node.inputs[0]]].output
+        assert read is not None
+        padded = {"target": PAD, "arguments": [x, pads, read.zero_point]}
+        return not value and self._same(node, "move", padded)
 
     def _max_pool(self, node: Node) -> bool:
         _, kernel, stride, padding, dilation, ceil = with_defaults(node, [None, None, [], 0, 1, False])
@@ -270,7 +282,9 @@ class _Lowering:
         return divisor is None and self._pool(node, attributes)
 
     def _adaptive_pool(self, node: Node) -> bool:
-        before, after = self.shapes[node.inputs[0]][1:], node.attributes["shape"][1:]
+        before, after = (shape and shape[1:] for shape in (self.shapes[node.inputs[0]], node.attributes["shape"]))
+        if not (before and after):
+            return False
         if before == after:
             self.whole[node.name] = self.whole[node.inputs[0]]
             return True
@@ -283,8 +297,8 @@ class _Lowering:
 
     def _mean(self, node: Node) -> bool:
         _, dims, keep = with_defaults(node, [None, None, False])
-        maps = len(self.shapes[node.inputs[0]]) == 3
-        whole_map = maps and sorted(dim % 4 for dim in dims) == [2, 3]
+        maps = len(self.shapes[node.inputs[0]] or ()) == 3
+        whole_map = maps and bool(dims) and sorted(dim % 4 for dim in dims) == [2, 3]
         return whole_map and self._pool(node, {"kernel": None, "keep": keep})
 
     def _pool(self, node: Node, attributes: Mapping[str, Any]) -> bool:
@@ -346,9 +360,9 @@ class _Lowering:
     def _is_sum(self, node: Node) -> bool:
         """Whether a node adds two tensors of one shape."""
         attributes = node.attributes
-        same = all(self.shapes[name] == attributes["shape"] for name in node.inputs)
+        same = attributes["shape"] and all(self.shapes[name] == attributes["shape"] for name in node.inputs)
         two = len(node.inputs) == 2 and len(attributes["arguments"]) == 2 and not node.tensors
-        return attributes["target"] == ADD and two and same and attributes["keywords"].get("alpha", 1) == 1
+        return attributes["target"] == ADD and two and bool(same) and attributes["keywords"].get("alpha", 1) == 1
 
 
 def _call(node: Node) -> dict[str, Any]:
@@ -371,9 +385,3 @@ def with_defaults(node: Node, defaults: list[Any]) -> list[Any]:
     """Return all arguments of an operator, with their defaults."""
     arguments = node.attributes["arguments"]
     return [*arguments, *defaults[len(arguments) :]]
-
-
-def pair(value: Any) -> list[int]:
-    """Return (height, width) of what PyTorch takes one or two numbers for."""
-    several = value if isinstance(value, list) else [value]
-    return [several[0], several[-1]]

@@ -54,8 +54,9 @@ Attributes by operator:
     see :func:`unfused`.
 ``move``, ``float``
     ``target``, an operator of PyTorch such as ``aten.flatten.using_ints``; ``arguments``, in order, in which
-    {"input": i} stands for the i-th input and {"tensor": name} for one of the node's tensors; ``keywords``, a mapping
-    likewise, where there are any.
+    {"input": i} stands for the i-th input, {"tensor": name} for one of the node's tensors, {"dtype": name} for a type
+    such as ``float32`` and {"device": i} for the device of the i-th input; ``keywords``, a mapping likewise, where
+    there are any.
 
 Tensors by operator:
 

@@ -20,6 +20,7 @@ from largebatch.quantization.network import HEAVY, IMAGES, Network, Node, Progra
 
 EXACT_IN_FLOAT32 = 2**24
 CONVOLUTION = ("stride", "padding", "dilation", "groups")
+DTYPES = {str(one).removeprefix("torch."): one for one in vars(torch).values() if isinstance(one, torch.dtype)}
 PYTHON = {name: getattr(operator, name) for name in ("getitem", "add", "sub", "mul", "floordiv")}
 
 
@@ -166,7 +167,13 @@ class Step(nn.Module):
     def _filled(self, argument: Any, inputs: Sequence[Any]) -> Any:
         if isinstance(argument, dict):
             kind, which = next(iter(argument.items()))
-            return {"input": lambda: inputs[which], "tensor": lambda: getattr(self, which)}[kind]()
+            read: dict[str, Callable[[], Any]] = {
+                "input": lambda: inputs[which],
+                "tensor": lambda: getattr(self, which),
+                "dtype": lambda: DTYPES[which],
+                "device": lambda: inputs[which].device,
+            }
+            return read[kind]()
         return [self._filled(one, inputs) for one in argument] if isinstance(argument, list | tuple) else argument
 
     def _read(self, place: int) -> Quantization:

@@ -13,7 +13,7 @@ def settled(model: nn.Module, seed: int = 0) -> nn.Module:
     """A network in evaluation mode whose BatchNorms have statistics and weights of their own."""
     draw = torch.Generator().manual_seed(seed)
     for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             for tensor, low in ((module.weight, 0.5), (module.bias, -0.5), (module.running_mean, -0.5)):
                 tensor.data.copy_(torch.rand(tensor.shape, generator=draw) + low)
             module.running_var.copy_(torch.rand(module.running_var.shape, generator=draw) + 0.5)

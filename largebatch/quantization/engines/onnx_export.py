@@ -18,9 +18,9 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from largebatch.base.errors import UserError
-from largebatch.quantization.lower import ADD, pair, with_defaults
+from largebatch.quantization.exported import CONV, LINEAR, pair
+from largebatch.quantization.lower import ADD, with_defaults
 from largebatch.quantization.network import IMAGES, Network, Node, Quantization, unfused
-from largebatch.quantization.trace import CONV, LINEAR
 
 OPSET = 17
 IR_VERSION = 8  # of ONNX 1.12, which came with this opset
