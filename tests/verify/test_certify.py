@@ -11,8 +11,9 @@ from largebatch.base.errors import UserError
 from largebatch.cli.main import run
 from largebatch.config.groups import CertifyConfig
 from largebatch.runtime.placement import Hardware, place
-from largebatch.verify import certify
+from largebatch.verify import scope
 from largebatch.verify.paper_step import rate_at
+from largebatch.verify.scope import fit_to_time, make_plan
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
 ASKED = CertifyConfig(iterations=6, processes=None, tolerance=None, minutes=20)
@@ -165,14 +166,14 @@ def test_a_batchnorm_without_a_per_worker_form_is_named(compose):
 
 def test_what_does_not_fit_is_reduced_and_said(compose, monkeypatch):
     config = compose("experiment=imagenet_1h", "precision=fp32", "device=cpu")
-    plan = certify.make_plan(config, place(config, CPU), ASKED)
+    plan = make_plan(config, place(config, CPU), ASKED)
     assert "dataset=imagenet was not found: synthetic images of 3×224×224 instead" in plan.changes
-    monkeypatch.setattr(certify, "_time_of_a_pass", lambda *_: 6.0)
-    smaller, change = certify.fit_to_time(plan.config, place(plan.config, CPU), ASKED, topologies=9)
+    monkeypatch.setattr(scope, "_time_of_a_pass", lambda *_: 6.0)
+    smaller, change = fit_to_time(plan.config, place(plan.config, CPU), ASKED, topologies=9)
     assert smaller.k == 4  # a pass of 6 s, 60 for each worker: 20 minutes allow k = 3
     assert "k=256 would take about 25.6 hours here: k=4 instead" in change
-    monkeypatch.setattr(certify, "_time_of_a_pass", lambda *_: 0.01)
-    assert certify.fit_to_time(plan.config, place(plan.config, CPU), ASKED, topologies=9) == (plan.config, "")
+    monkeypatch.setattr(scope, "_time_of_a_pass", lambda *_: 0.01)
+    assert fit_to_time(plan.config, place(plan.config, CPU), ASKED, topologies=9) == (plan.config, "")
 
 
 def test_the_definitions_rates_by_hand(compose):
@@ -185,7 +186,7 @@ def test_the_definitions_rates_by_hand(compose):
 
 def test_the_plan_has_a_warmup_and_a_decay(compose):
     config = compose("k=8", "n=16", "precision=fp64", "device=cpu")
-    plan = certify.make_plan(config, place(config, CPU), ASKED)
+    plan = make_plan(config, place(config, CPU), ASKED)
     rates = [plan.config.rates(1437).rate_at(iteration) for iteration in range(6)]
     assert rates == pytest.approx([0.1, 0.1 + 0.7 / 3, 0.1 + 1.4 / 3, 0.8, 0.08, 0.08])
     assert replace(plan.config, epochs=90).experiment_hash("fp64") != config.experiment_hash("fp64")

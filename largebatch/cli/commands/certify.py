@@ -27,15 +27,17 @@ def certify(values: Values) -> Outcome:
     if "RANK" in os.environ:
         raise UserError("certify starts its own processes, of every number that divides k: run it without torchrun.")
     from largebatch.runtime.world import hardware
-    from largebatch.verify import certify
+    from largebatch.verify.certificate import as_text
+    from largebatch.verify.certify import certify
+    from largebatch.verify.scope import prepare
 
     machine = hardware()
     placement = place(config, machine)
-    plan, places = certify.prepare(config, placement, asked, machine)
+    plan, places = prepare(config, placement, asked, machine)
     parent = Path("runs") / f"certify-{safe_name(config.dataset.name)}-{safe_name(config.model.name)}"
     directory = Path(config.run_dir or default_directory(plan.config, placement.precision, parent))
-    certificate = certify.certify(plan, places, directory, shown=sys.stderr.isatty())
+    certificate = certify(plan, places, directory, shown=sys.stderr.isatty())
     facts = certificate.to_mapping()
-    print(json.dumps(finite(facts), indent=2) if shape == "json" else certify.as_text(certificate))
+    print(json.dumps(finite(facts), indent=2) if shape == "json" else as_text(certificate))
     say(f"certificate in {directory / 'certificate.json'}")
     return Outcome(0 if certificate.holds else FAULT, str(directory))
