@@ -153,7 +153,7 @@ class _Photographs(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, config: DatasetConfig) -> None:
         self._set, _ = sets.load(config)
-        self._length = config.train_images or len(self._set.labels)
+        self._length = config.trained_images or len(self._set.labels)
         self._transform = transforms.Compose(
             [
                 transforms.RandomCrop((config.height, config.width), padding=config.pad),

@@ -83,7 +83,8 @@ class DatasetConfig:
     pad (zero padding of ``pad`` pixels and a random window, for small images) or resized (random scale and
     aspect ratio). ``height`` and ``width`` are the network's input in pixels. ``mean`` and ``std`` are per
     channel, for pixels in [0, 1]. ``decoder`` of files is auto, native (compiled here, twice as fast) or pillow:
-    their pixels are the same, bit for bit.
+    their pixels are the same, bit for bit. ``holdout`` training images, chosen by ``holdout_seed`` alone, are never
+    trained on, and validated on instead of the validation images.
     """
 
     name: str
@@ -102,14 +103,22 @@ class DatasetConfig:
     std: tuple[float, ...]
     decoder: str
     on_error: str
+    holdout: int | None
+    holdout_seed: int
 
     def __post_init__(self) -> None:
         one_of("dataset.name", self.name, DATASETS)
         one_of("dataset.crop", self.crop, ("none", "pad", "resized"))
         one_of("dataset.on_error", self.on_error, ("stop", "skip"))
         one_of("dataset.decoder", self.decoder, ("none", "auto", "native", "pillow"))
-        for key in ("train_images", "val_images", "classes", "channels", "height", "width"):
+        for key in ("train_images", "val_images", "classes", "channels", "height", "width", "holdout"):
             at_least(f"dataset.{key}", getattr(self, key), 1)
+        at_least("dataset.holdout_seed", self.holdout_seed, 0)
+        if self.holdout and self.train_images and self.holdout >= self.train_images:
+            raise UserError(
+                f"dataset.holdout={self.holdout} leaves nothing of the {self.train_images} training images to train "
+                "on: hold out fewer."
+            )
         at_least("dataset.pad", self.pad, 0)
         folders = self.name in ("imagenet", "imagefolder")
         if self.crop == ("pad" if folders else "resized"):
@@ -125,6 +134,16 @@ class DatasetConfig:
                 )
         if any(value <= 0 for value in self.std):
             raise UserError(f"dataset.std={list(self.std)} has a value that is not above 0.")
+
+    @property
+    def trained_images(self) -> int | None:
+        """Images that are trained on: the training set without what is held out; None where it has to be counted."""
+        return None if self.train_images is None else self.train_images - (self.holdout or 0)
+
+    @property
+    def validated_images(self) -> int | None:
+        """Images that are validated on: those that are held out, where there are some."""
+        return self.holdout or self.val_images
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ ADDED: Mapping[str, Any] = MappingProxyType(
         "launcher.timeout": None,
         "launcher.jobs": 1,
         "sweep.force": False,
+        "dataset.holdout": None,
+        "dataset.holdout_seed": 0,
     }
 )
 

@@ -102,8 +102,8 @@ class Config:
                 f"processes={self.processes} does not divide k={self.k}: every process owns the same number of "
                 f"workers. These do: {', '.join(map(str, divisors(self.k)))}."
             )
-        if self.dataset.train_images is not None:
-            self.check_size(self.dataset.train_images)
+        if self.dataset.trained_images is not None:
+            self.check_size(self.dataset.trained_images)
         self._check_epochs()
         self._check_exact()
         self._check_graphs()

@@ -16,6 +16,7 @@ from largebatch.config.groups import DatasetConfig
 from largebatch.data import archives
 from largebatch.data.archives import list_official, list_shards, official_sources
 from largebatch.data.files import Archived, Contained, Folders, Names, Split, Tabled
+from largebatch.data.holdout import Part, hold_out
 from largebatch.data.index import Indexed, indexed
 from largebatch.data.listing import IMAGE_SUFFIXES, SPLITS, Listing, Table, order_key
 from largebatch.data.parquet import list_parquet
@@ -143,7 +144,12 @@ def open_splits(config: DatasetConfig, anew: bool = False) -> Opened:
     except OSError as error:
         raise UserError(f"dataset={config.name}: {error.filename} cannot be read: {error.strerror}.") from None
     _check(config, layout, train, val)
-    return Opened(train, val, f"dataset={config.name}: {layout}, {len(train):,} + {len(val):,} images{line}", problem)
+    about = f"dataset={config.name}: {layout}, {len(train):,} + {len(val):,} images{line}"
+    if config.holdout:
+        kept, held = hold_out(len(train), config.holdout, config.holdout_seed)
+        train, val = Part.of(train, kept), Part.of(train, held)
+        about += f"; validated on {len(val):,} of the training images, which are not trained on"
+    return Opened(train, val, about, problem)
 
 
 def _folders(root: Path) -> Folders:

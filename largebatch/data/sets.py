@@ -15,6 +15,7 @@ from torch import Tensor
 
 from largebatch.base.errors import UserError
 from largebatch.config.groups import DatasetConfig
+from largebatch.data.holdout import hold_out
 from largebatch.data.layouts import given_root, recognise
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -28,6 +29,10 @@ class ImageSet:
 
     images: Tensor
     labels: Tensor
+
+    def at(self, rows: Tensor) -> ImageSet:
+        """Return the images at these indices, int64 (M,), as a set of its own."""
+        return ImageSet(self.images[rows], self.labels[rows])
 
 
 def in_memory(config: DatasetConfig) -> bool:
@@ -65,6 +70,9 @@ def locate(config: DatasetConfig) -> str:
 def load(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
     """Read a small set whole.
 
+    Where the files hold more images than ``train_images`` or ``val_images`` say, the first ones are the set. What
+    ``holdout`` says is then taken out of the training images, and takes the place of the validation images.
+
     Returns:
         (training, validation).
 
@@ -72,12 +80,15 @@ def load(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
         UserError: the set is not where it was looked for, or not of the size that the configuration says.
     """
     train, val = _LOADERS[config.name](config)
+    if config.name == "synthetic":
+        return train, val  # a few images stand for any number of them
+    train, val = _first(train, config.train_images), _first(val, config.val_images)
     for split, images, expected in (
         ("train", train.images, config.train_images),
         ("val", val.images, config.val_images),
     ):
         shape = (expected, config.channels, config.height, config.width)
-        if config.name != "synthetic" and tuple(images.shape) != shape:
+        if tuple(images.shape) != shape:
             raise UserError(
                 f"dataset={config.name}: the {split} images are {_by(images.shape)}, where dataset.{split}_images, "
                 f"channels, height and width say {_by(shape)}: take the overrides back, or check the files in "
@@ -89,7 +100,14 @@ def load(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
                 f"dataset={config.name}: the {split} labels ({_by(part.labels.shape)}) are not one for each of the "
                 f"{len(part.images)} images: check the files in {locate(config)}."
             )
+    if config.holdout:
+        kept, held = hold_out(len(train.labels), config.holdout, config.holdout_seed)
+        return train.at(kept), train.at(held)
     return train, val
+
+
+def _first(part: ImageSet, count: int | None) -> ImageSet:
+    return ImageSet(part.images[:count], part.labels[:count])
 
 
 def _by(shape: tuple[int | None, ...] | torch.Size) -> str:

@@ -110,8 +110,8 @@ class MemorySource:
         self._val = sets.ImageSet(val.images.to(device), val.labels.to(device))
         self._config, self._seed, self._target = config, seed, target
         self._drawn: tuple[int, Crops] | None = None
-        self.train_images = config.train_images or len(train.labels)
-        self.val_images = config.val_images or len(val.labels)
+        self.train_images = config.trained_images or len(train.labels)
+        self.val_images = config.validated_images or len(val.labels)
         self.classes = config.classes or int(train.labels.max()) + 1
         self._check_labels()
 

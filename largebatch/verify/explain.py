@@ -68,6 +68,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         "rates": [rates.rate_at(at) for at in range(total)] if full else table,
         "train_images": train_images,
         "val_images": val_images,
+        "holdout": config.dataset.holdout,
         "dropped_per_epoch": train_images - per_epoch * config.minibatch,
         "data": sets.locate(config.dataset),
         "model": f"{config.model.source} {config.model.name}",
@@ -106,8 +107,8 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
 
 def _sizes(config: Config) -> tuple[int, int, int]:
     dataset = config.dataset
-    if dataset.train_images and dataset.val_images and dataset.classes:
-        return dataset.train_images, dataset.val_images, dataset.classes
+    if dataset.trained_images and dataset.validated_images and dataset.classes:
+        return dataset.trained_images, dataset.validated_images, dataset.classes
     try:
         opened = open_splits(dataset)
     except UserError as error:
@@ -139,7 +140,8 @@ def as_text(facts: dict[str, Any]) -> str:
         ),
         (
             "data",
-            f"{facts['train_images']:,} training and {facts['val_images']:,} validation images, {facts['data']}",
+            f"{facts['train_images']:,} training and {facts['val_images']:,} validation images"
+            f"{', held out of the training set' * bool(facts['holdout'])}, {facts['data']}",
         ),
         ("dropped an epoch", f"{facts['dropped_per_epoch']} training images, others each time"),
         ("model", f"{facts['model']}, {facts['parameters']:,} parameters"),

@@ -58,7 +58,7 @@ def make_plan(config: Config, placement: Placement, asked: CertifyConfig) -> Pla
             f"dataset={config.dataset.name} was not found: synthetic images of {dataset.channels}×{dataset.height}×"
             f"{dataset.width} instead"
         )
-    train_images = dataset.train_images or len(open_splits(dataset).train)
+    train_images = dataset.trained_images or len(open_splits(dataset).train)
     config.check_size(train_images)
     per_epoch = train_images // config.minibatch
     warmup, decay = iterations // 2, iterations - max(1, iterations // 3)

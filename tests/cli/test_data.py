@@ -57,7 +57,7 @@ def test_counts_are_held_against_imagenet(tree, monkeypatch):
     monkeypatch.setattr(check, "IMAGENET", {"train": (12, 3, 4), "val": (9, 3, 3)})
     config = DatasetConfig(
         *("imagefolder", str(tree), None, None, None, 3, 1, 1, "none", 0, False, None, (0.0,) * 3, (1.0,) * 3),
-        *("pillow", "stop"),
+        *("pillow", "stop", None, 0),
     )
     opened = open_splits(config)
     assert list(check._wrong_counts("train", opened.train)) == []

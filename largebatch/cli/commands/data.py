@@ -67,6 +67,8 @@ def _opened(given: Given, anew: bool = False) -> Opened:
         std=(1.0,) * 3,
         decoder="pillow",
         on_error="stop",
+        holdout=None,
+        holdout_seed=0,
     )
     return open_splits(config, anew)
 
