@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from largebatch.base.errors import Fault, UserError, nearest
 from largebatch.base.files import DISK_TROUBLE
-from largebatch.base.outcome import FAULT, MISTAKE, say
+from largebatch.base.outcome import FAULT, MISTAKE, Unbreakable, say
 from largebatch.base.signals import INTERRUPTED
 from largebatch.bench.config import WHAT
 from largebatch.cli.command import Command, PlainCommand
@@ -59,6 +59,7 @@ COMMANDS: dict[str, Command | PlainCommand] = {
 
 def main() -> NoReturn:
     """Run the command line, and exit with its status."""
+    sys.stderr = Unbreakable.of(sys.stderr)
     try:
         status = run(sys.argv[1:])
     except UserError as error:

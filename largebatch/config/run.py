@@ -34,7 +34,7 @@ from largebatch.config.groups import (
 from largebatch.config.keys import without_added
 from largebatch.config.launchers import LauncherConfig
 from largebatch.config.pitfalls import PitfallConfig
-from largebatch.config.schedule import RateSchedule, reference_rate
+from largebatch.config.schedule import RATE_GROUPS, RateSchedule, reference_rate
 
 PRECISIONS = ("fp32", "bf16", "fp64")
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -252,6 +252,18 @@ class Config:
     def loss_scale(self) -> float:
         """Factor of the cross-entropy: 1, but η̂/η under pitfall=scale_loss, where the rates are divided by it."""
         return self.reference_rate / self.lr.base if self.pitfall.name == "scale_loss" else 1.0
+
+    def same_rates_key(self, precision: str) -> str:
+        """Return a key that is equal for configurations of one run: all that is hashed, with the rates for their names.
+
+        A warmup that takes no iteration, for example, gives the run that no warmup gives. Where the size of the data
+        set is not known, or a pitfall gives the rates another meaning, it is the run's hash.
+        """
+        images = self.dataset.train_images
+        if images is None or self.pitfall.name != "none":
+            return self.run_hash(precision)
+        kept = {key: value for key, value in self.experiment(precision).items() if key not in RATE_GROUPS}
+        return digest({**kept, "seed": self.seed, "rates": self.rates(images).changes()})
 
     def total_iterations(self, train_images: int) -> int:
         """Iterations that the run makes: the schedule's, or fewer where ``iterations`` ends it early."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+RATE_GROUPS = ("lr", "warmup", "schedule")  # of the configuration: they decide the rates, and nothing else
 SCALINGS = ("linear", "sqrt", "none")
 
 
@@ -72,6 +75,34 @@ class RateSchedule:
             return self.reference * 0.5 * (1.0 + math.cos(math.pi * done))
         return self.reference * self.factor ** bisect_right(self.milestone_iterations, iteration)
 
+    def changes(self) -> tuple[tuple[int, float], ...]:
+        """Return (iteration, rate) at the start and wherever the rate changes: equal for equal rates, however named."""
+        if self.decay == "cosine":
+            places: Iterable[int] = range(self.total_iterations)
+        else:  # constant between a warmup and the milestones
+            places = sorted({*range(self.warming + 1), *self.milestone_iterations})
+        found: list[tuple[int, float]] = []
+        for at in places:
+            rate = self.rate_at(at)
+            if at < self.total_iterations and not (found and found[-1][1] == rate):
+                found.append((at, rate))
+        return tuple(found)
+
+    def notes(self) -> list[str]:
+        """Return what of the schedule does not take place, or not as its epochs suggest: a sentence each."""
+        found = []
+        if self.warmup != "none" and self.reference > self.base and not self.warming:
+            found.append(
+                f"the {self.warmup} warmup does not take place: it is shorter than half an iteration, and an epoch has "
+                f"{self.iterations_per_epoch}"
+            )
+        if self.decay == "step":
+            if 0 in self.milestone_iterations:
+                found.append("a milestone falls on iteration 0: the rate is decayed from the start")
+            for at in sorted({at for at in self.milestone_iterations if self.milestone_iterations.count(at) > 1}):
+                found.append(f"several milestones fall on iteration {at}: the rate is decayed by all of them at once")
+        return found
+
     def turning_points(self) -> list[tuple[int, str]]:
         """Return (iteration, what happens there) for the start, the warmup's end, each decay and the end."""
         points = [(0, "start")]
@@ -83,3 +114,28 @@ class RateSchedule:
             points.append((self.warming + (self.total_iterations - self.warming) // 2, "half-way"))
         points.append((self.total_iterations - 1, "last"))
         return sorted(points, key=lambda point: point[0])
+
+
+def schedule_of(settings: Mapping[str, Any], iterations_per_epoch: int) -> RateSchedule:
+    """Return the schedule of an experiment, as :meth:`Config.rates` does of a configuration.
+
+    Args:
+        settings: What defines the experiment, under dotted keys.
+        iterations_per_epoch: Whole minibatches in the training set.
+    """
+    base, pitfall, warmup = settings["lr.base"], settings["pitfall"], settings["warmup.name"]
+    minibatch = settings["k"] * settings["n"]
+    reference = reference_rate(base, minibatch, settings["lr.base_minibatch"], settings["lr.scaling"])
+    scale = reference / base if pitfall == "scale_loss" else 1.0
+    form = {"per_epoch_warmup": "staircase", "warmup_from_zero": "from_zero"}.get(pitfall)
+    return RateSchedule(
+        base=base / scale,
+        reference=reference / scale,
+        warmup=form if form and warmup == "gradual" else warmup,
+        iterations_per_epoch=iterations_per_epoch,
+        warmup_iterations=round(settings["warmup.epochs"] * iterations_per_epoch),
+        decay=settings["schedule.name"],
+        milestone_iterations=tuple(round(epoch * iterations_per_epoch) for epoch in settings["schedule.milestones"]),
+        factor=settings["schedule.factor"],
+        total_iterations=settings["epochs"] * iterations_per_epoch,
+    )

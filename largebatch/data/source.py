@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from largebatch.base.errors import Fault, UserError
-from largebatch.base.signals import FAULT
+from largebatch.base.signals import ENDING, FAULT
 from largebatch.config.groups import DatasetConfig, LoaderConfig
 from largebatch.data import native, sets
 from largebatch.data.decode import DAMAGE, check_resized, choose_decoder, decode
@@ -244,8 +244,8 @@ def _belong_to_the_run(worker: int) -> None:
     Torch's own watch over the parent sees nothing while an image is read, and not a parent that died first.
     """
     threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, *ENDING):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _end_with(run: multiprocessing.process.BaseProcess) -> None:

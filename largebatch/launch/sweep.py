@@ -15,6 +15,7 @@ from largebatch.base.errors import UserError
 from largebatch.base.outcome import FAULT, STATUS, Outcome, say
 from largebatch.base.signals import ENDED, INTERRUPTED, Ended, ended_by_signals
 from largebatch.config.launchers import LocalConfig
+from largebatch.config.run import Config
 from largebatch.launch import arrays
 from largebatch.launch.arms import attempt, exit_status
 from largebatch.launch.manifest import NAME, Arm, Task, log_of, nothing_allotted, plan
@@ -39,6 +40,7 @@ def sweep_arms(directory: Path, arms: Sequence[Arm]) -> int:
             print("\n".join(arrays.scripts(directory, arms)), end="")
             _remove_unplanned(directory)
             return 0
+    arms = without_repeats(arms)
     try:
         with be_owner(directory):
             tasks = plan(directory, arms, arrays.resources if to_slurm else nothing_allotted)
@@ -50,6 +52,29 @@ def sweep_arms(directory: Path, arms: Sequence[Arm]) -> int:
     except UserError:
         _remove_unplanned(directory)
         raise
+
+
+def without_repeats(arms: Sequence[Arm]) -> list[Arm]:
+    """Leave out arms that are the same run as an earlier one, number for number, and say which.
+
+    They have the same rate at every iteration, whatever names that has, and are equal in all else. An arm that names
+    its own run_dir stays, and so does an arm that is refused: the plan says why.
+    """
+    first: dict[str, tuple[str, str]] = {}
+    kept = []
+    for arm in arms:
+        try:
+            config = Config.from_mapping(arm.values)
+        except UserError:
+            kept.append(arm)
+            continue
+        run = config.run_hash(config.precision)
+        words, same = first.setdefault(config.same_rates_key(config.precision), (arm.words, run))
+        if same == run or config.run_dir:
+            kept.append(arm)
+        else:
+            say(f"'{arm.words}' is the run of '{words}': the rate is the same at every iteration. It is trained once.")
+    return kept
 
 
 def _remove_unplanned(directory: Path) -> None:

@@ -48,9 +48,11 @@ class Events:
         from tensorboard.compat.proto.event_pb2 import SessionLog
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        # Not EventFileWriter: its thread tells of a full disk in a traceback of its own. TensorBoard reads a
-        # directory's files in the order of their names.
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}"
+        # Not EventFileWriter: its thread reports a full disk in a traceback of its own. TensorBoard reads a directory's
+        # files in the order of their names: each start's must come after those before it, wherever the clock was set.
+        before = [path.name.split(".")[3] for path in directory.glob("events.out.tfevents.*")]
+        number = max(int(time.time()), 1 + max((int(text) for text in before if text.isdecimal()), default=0))
+        name = f"events.out.tfevents.{number:010d}.{socket.gethostname()}.{os.getpid()}"
         self._writer: Any = RecordWriter((directory / name).open("ab"))
         self._add(file_version="brain.Event:2")
         if resume_at is not None:  # the reader drops later events when it sees a start at an earlier step

@@ -28,7 +28,7 @@ from largebatch.config.schedule import reference_rate
 from largebatch.records.read import read_probes
 from largebatch.records.runs import Corrupt, Run, flat, load
 from largebatch.reports.rows import make_rows
-from largebatch.reports.selection import Group, Selection, effective_settings
+from largebatch.reports.selection import Group, Selection, grouped
 from largebatch.reports.statistics import BETTER, DIVERGED, EQUIVALENT, UNDECIDED, WORSE
 
 EARLY = 5 / 90  # of a run: the paper's warmup
@@ -92,7 +92,7 @@ def open_probed(directory: Path) -> Probed:
             f"run={directory} was not probed: train with probe.every=1, or keep checkpoints (checkpoint.every=… "
             "checkpoint.keep=…) and measure from them with `largebatch probe run=…`."
         )
-    return Probed(directory, effective_settings(run.experiment), lines)
+    return Probed(directory, dict(grouped([run])[0].settings), lines)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 
 from largebatch.base.errors import Fault, UserError, nearest
 from largebatch.config.keys import ADDED
-from largebatch.config.schedule import reference_rate
+from largebatch.config.schedule import RATE_GROUPS, reference_rate, schedule_of
 from largebatch.records.runs import Corrupt, Run, find, flat, load
 
 # Groups that differ in one of these are not compared, unless the user insists. Keys of starting weights, such as
@@ -28,9 +28,12 @@ CANDIDATES = 6  # listed in a sentence at most
 class Group:
     """The runs of one experiment: one for every seed, which alone may differ, whatever hardware they ran on.
 
+    Experiments that have the same rate at every iteration, and are equal in all else, are one: their runs are equal,
+    number for number, however the rates were described.
+
     Attributes:
-        settings: What defines the experiment under dotted keys, such as ``lr.base``. A warmup that has no effect,
-            because kη is not above η, is ``warmup.name`` none: such runs are the same experiment, number for number.
+        settings: What defines the experiment under dotted keys, such as ``lr.base``; ``warmup.name`` is none where a
+            warmup takes no iteration.
         runs: In the order of their seeds.
         duplicates: Further records of a seed, which are not counted.
     """
@@ -58,6 +61,15 @@ class Group:
     def minibatch(self) -> int:
         """Samples in a step, kn."""
         return self.k * self.n
+
+    @property
+    def iterations_per_epoch(self) -> int | None:
+        """Whole minibatches in the training set, by a record or by the size of the set; None where neither says it."""
+        for run in self.runs:
+            if run.epochs_done:
+                return int(run.epochs["iteration"][0])
+        images = self.settings.get("dataset.train_images")
+        return images // self.minibatch if images else None
 
     @property
     def reference_rate(self) -> float:
@@ -177,13 +189,15 @@ def select(patterns: Sequence[str], baseline: str | None = None, allow_mixed: bo
 
 def grouped(runs: Iterable[Run]) -> list[Group]:
     """Put runs of one experiment together: those whose record has the same hash, or differs without effect."""
+    same_hash: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        same_hash[json.dumps(flat(run.experiment), sort_keys=True)].append(run)
     settings: dict[str, dict[str, Any]] = {}
     members: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        effective = effective_settings(run.experiment)
-        key = json.dumps(effective, sort_keys=True)  # what the record's hash is a hash of, but for the effective warmup
-        settings[key] = effective
-        members[key].append(run)
+    for one_experiment in same_hash.values():
+        key, effective = _without_effect(Group(flat(one_experiment[0].experiment), tuple(one_experiment), ()))
+        settings.setdefault(key, effective)
+        members[key] += one_experiment
     groups = []
     for key, all_runs in members.items():
         # Of several records of a seed, one that is done counts, else the one that came furthest.
@@ -194,12 +208,20 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     return groups
 
 
-def effective_settings(experiment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what defines an experiment under dotted keys, without a warmup that does not take place."""
-    settings = flat(experiment)
-    if not _reference_rate(settings) > settings["lr.base"]:
-        settings |= {"warmup.name": "none", "warmup.epochs": 0.0}
-    return settings
+def _without_effect(group: Group) -> tuple[str, dict[str, Any]]:
+    """Return a key that equal runs share, and the settings without a warmup that takes no iteration."""
+    settings, per_epoch = dict(group.settings), group.iterations_per_epoch
+    shorter = {"warmup.name": "none", "warmup.epochs": 0.0}
+    if per_epoch is None:
+        settings |= shorter if not group.reference_rate > settings["lr.base"] else {}
+        return json.dumps(settings, sort_keys=True), settings
+    schedule = schedule_of(settings, per_epoch)
+    settings |= {} if schedule.warming else shorter
+    kept = settings
+    if group.pitfall == "none":  # a pitfall may give the rates another meaning
+        kept = {key: value for key, value in settings.items() if key.partition(".")[0] not in RATE_GROUPS}
+        kept |= {"rates": schedule.changes()}
+    return json.dumps(kept, sort_keys=True), settings
 
 
 def differing(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -362,5 +384,5 @@ def _note_duplicate(run: Run, kept: Run) -> str:
     numbers = "with the same numbers" if _equal_runs(run, kept) else "with other numbers"
     what = "a record of the same run"
     if run.experiment_hash != kept.experiment_hash:
-        what = "the same experiment and seed (a warmup has no effect where kη is not above η)"
+        what = "the same experiment and seed (the same rate at every iteration, and equal in all else)"
     return f"{run.directory} is {what} as {kept.directory}, {numbers}: it is counted once."

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, TypeVar, cast
 
 from largebatch.base.errors import Fault, UserError
+from largebatch.base.outcome import Unbreakable
 from largebatch.base.signals import Signals, end_with
 
 R = TypeVar("R")
@@ -47,8 +48,8 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
     """Call ``function(*arguments)`` in every process of a group, and return what rank 0 returns.
 
     One process, or one that a launcher outside has started (RANK and WORLD_SIZE are set), is this process itself. A
-    first SIGINT or SIGTERM is passed on to the processes, which decide what to return; a second one ends them and
-    this one at once.
+    first signal to end is passed on to the processes, which decide what to return; a second one ends them and this one
+    at once.
 
     Args:
         function: Importable by name; joins the group that RANK and WORLD_SIZE describe.
@@ -64,7 +65,7 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
     """
     if processes == 1 or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
         return _in_place(function, arguments)
-    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -87,8 +88,9 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
         max_restarts=0,  # its restarts share a store with the dead, and often fail: who restarts calls again
         monitor_interval=_WATCH_SECONDS,
         start_method="spawn",
-        # The agent would end the ranks within 30 s of a signal, and never fetch what they return.
-        signals_to_handle="SIGHUP,SIGQUIT",
+        # The agent would end the ranks within 30 s of a signal, never fetch what they return, and take over a signal
+        # that nohup had us ignore.
+        signals_to_handle="",
     )
     with tempfile.TemporaryDirectory() as directory, _Relay() as relay:
         config.logs_specs = DefaultLogsSpecs(log_dir=directory)
@@ -100,8 +102,6 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
             if relay.received:
                 raise Stopped(relay.received) from None
             raise explained(error, processes) from None
-        except SignalException as error:
-            raise Stopped(int(error.sigval)) from None
     return results[0]  # type: ignore[no-any-return]
 
 
@@ -121,7 +121,7 @@ def _meeting_point() -> Any:
 
 
 class _Relay(Signals):
-    """Within ``with``, pass the first SIGINT or SIGTERM on to the ranks."""
+    """Within ``with``, pass signals on to the ranks."""
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         super()._receive(number, frame)
@@ -149,6 +149,7 @@ def enter(launcher: tuple[int, int], function: Callable[..., R], arguments: tupl
     # Ctrl-C reaches the launcher alone, which passes it on; a launcher that is killed takes its ranks along.
     os.setsid()
     end_with(parent)
+    sys.stderr = Unbreakable.of(sys.stderr)
     try:
         return function(*arguments)
     except Exception:

@@ -40,6 +40,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     notes = initialise(model, config.model)
     if is_stochastic(model):
         notes.append("dropout is drawn worker by worker: each has a pass of its own, whatever workers_per_pass says")
+    notes += rates.notes()
     groups = decay_groups(model)
     count = {name: sum(p.numel() for p in group.values()) for name, group in vars(groups).items()}
     parameters = sum(p.numel() for p in model.parameters())
@@ -126,7 +127,9 @@ def as_text(facts: dict[str, Any]) -> str:
     elif facts["warmup"] == "none":
         warmup = "none"
     else:
-        warmup = f"none takes place: the reference rate is not above {facts['base_rate']:g}"
+        above = facts["reference_rate"] > facts["base_rate"]
+        why = "it rounds to no iteration" if above else f"the reference rate is not above {facts['base_rate']:g}"
+        warmup = f"none takes place: {why}"
     rows = [
         ("minibatch", f"kn = {facts['k']} × {facts['n']} = {facts['minibatch']}"),
         (

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from largebatch.base.signals import Signals
+from largebatch.base.signals import Ended, Signals, ended_by_signals
 
 
 @pytest.mark.parametrize(("number", "wishes"), [(signal.SIGINT, (True, False)), (signal.SIGTERM, (False, True))])
@@ -26,6 +26,29 @@ def test_a_second_signal_ends_the_process_at_once(number):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == -number
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_that_was_ignored_stays_ignored(number):
+    """As under nohup, or in the background of a script."""
+    before = signal.signal(number, signal.SIG_IGN)
+    try:
+        with ended_by_signals(), Signals() as signals:
+            signal.raise_signal(number)
+            assert signals.received is None
+        assert signal.getsignal(number) == signal.SIG_IGN
+    finally:
+        signal.signal(number, before)
+
+
+def test_a_hangup_asks_for_the_end_and_a_sigterm_beside_it_is_the_first():
+    with Signals() as signals:
+        for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
+            signal.raise_signal(number)
+            assert signals.end
+        assert signals.received == signal.SIGTERM
+    with ended_by_signals(), pytest.raises(Ended):
+        signal.raise_signal(signal.SIGHUP)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell of a parent's death")

@@ -15,7 +15,7 @@ from largebatch.cli.commands.sweep import VERBS
 from largebatch.cli.main import main, run
 from largebatch.launch.manifest import Arm, log_of, plan
 from largebatch.launch.status import read_outcome
-from largebatch.launch.sweep import _outcome_of_process, put_away, run_task
+from largebatch.launch.sweep import _outcome_of_process, put_away, run_task, without_repeats
 from largebatch.records.write import write_summary
 from largebatch.runtime.lock import Holder
 
@@ -134,6 +134,20 @@ def test_a_record_that_is_made_again_is_moved_and_not_lost(tasks, capsys):
     assert f"is in {kept[1].parent} now" in capsys.readouterr().err
     put_away(SWEEP, tasks[0])  # there is nothing
     assert len(sorted(SWEEP.glob("replaced/*/*"))) == 2
+
+
+def test_arms_of_equal_rates_are_one_run(compose, capsys):
+    """At k=1 and k=8 the reference rate is not above lr.base; at k=44 an epoch is one iteration."""
+    words = ["k=1 warmup=none", "k=1 warmup=gradual", "k=44 warmup=none", "k=44 warmup=constant warmup.epochs=0.4"]
+    words += ["k=44 warmup=gradual warmup.epochs=3", "k=1 warmup=gradual seed=1", "k=1 warmup=gradual pitfall=sync_bn"]
+    words += ["k=1 warmup=constant run_dir=apart"]
+    arms = [Arm(text, compose(*text.split()).to_mapping()) for text in words]
+    kept = [arm.words for arm in without_repeats(arms)]
+    assert kept == [text for number, text in enumerate(words) if number not in (1, 3)]
+    assert capsys.readouterr().err.splitlines() == [
+        f"'{words[one]}' is the run of '{words[one - 1]}': the rate is the same at every iteration. It is trained once."
+        for one in (1, 3)
+    ]
 
 
 def test_how_a_task_ended_is_left_in_the_sweep(tasks, monkeypatch):

@@ -105,3 +105,35 @@ def test_turning_points_say_where_the_rate_changes():
         (12480, "× 0.1"),
         (14039, "last"),
     ]
+
+
+def schedule(**changed):
+    """Return 6 epochs of 10 iterations, from 0.1 to 0.8."""
+    usual = {"base": 0.1, "reference": 0.8, "warmup": "none", "iterations_per_epoch": 10, "warmup_iterations": 3}
+    usual |= {"decay": "step", "milestone_iterations": (20, 40), "factor": 0.1, "total_iterations": 60}
+    return RateSchedule(**(usual | changed))
+
+
+def test_equal_rates_have_equal_changes_however_they_are_described():
+    plain = schedule(warmup="none")
+    assert schedule(warmup="gradual", warmup_iterations=0).changes() == plain.changes()
+    assert schedule(warmup="constant", reference=0.1).changes() == schedule(warmup="none", reference=0.1).changes()
+    assert schedule(warmup="gradual", warmup_iterations=3).changes() != plain.changes()
+    gradual = schedule(warmup="gradual", warmup_iterations=3)
+    steps = dict(gradual.changes())
+    latest = 0.0
+    for iteration in range(gradual.total_iterations):
+        latest = steps.get(iteration, latest)
+        assert latest == gradual.rate_at(iteration)
+
+
+def test_notes_name_what_does_not_take_place():
+    assert schedule(warmup="gradual", warmup_iterations=0).notes() == [
+        "the gradual warmup does not take place: it is shorter than half an iteration, and an epoch has 10"
+    ]
+    assert schedule(warmup="constant", reference=0.1).notes() == []  # the usual case of a small minibatch
+    assert schedule(warmup="none", milestone_iterations=(0, 40, 40)).notes() == [
+        "a milestone falls on iteration 0: the rate is decayed from the start",
+        "several milestones fall on iteration 40: the rate is decayed by all of them at once",
+    ]
+    assert schedule(warmup="gradual", warmup_iterations=3).notes() == []

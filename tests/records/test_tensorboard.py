@@ -76,6 +76,17 @@ def test_the_experiment_is_in_the_hparams(events):
     assert start.group_name == "abc"
 
 
+def test_a_start_comes_after_those_before_it_wherever_the_clock_was_set(tmp_path, monkeypatch):
+    for start, clock in enumerate((2_000_000_000, 1_000_000_000, 1_500_000_000)):
+        monkeypatch.setattr("largebatch.records.tensorboard.time.time", lambda now=clock: float(now))
+        events = Events(tmp_path, 10 * start or None)
+        events.scalars({**ITERATION, "iteration": 10 * start + 10})
+        events.close()
+    reader = EventAccumulator(str(tmp_path))
+    reader.Reload()
+    assert [event.step for event in reader.Scalars("loss/train")] == [10, 20, 30]
+
+
 def test_what_was_written_after_the_checkpoint_is_void(tmp_path):
     first = Events(tmp_path, None)
     for iteration in (10, 20, 30):

@@ -9,6 +9,7 @@ from recorded_runs import changed
 
 from largebatch.base.errors import UserError
 from largebatch.config.pitfalls import PITFALLS
+from largebatch.config.schedule import schedule_of
 from largebatch.records.runs import flat
 from largebatch.reports.figures import curves, rates, run_time, scaling, style, throughput
 from largebatch.reports.figures.curves import CurveOptions
@@ -196,7 +197,7 @@ SCHEDULES = [
 def test_rates_are_those_that_training_uses(compose, settings):
     config = changed(compose(), {"epochs": 10, "k": 8, "lr.base_minibatch": 32, **settings})
     expected = config.rates(1437)
-    assert rates.schedule_of(flat(config.experiment("fp32")), config.iterations_per_epoch(1437)) == expected
+    assert schedule_of(flat(config.experiment("fp32")), config.iterations_per_epoch(1437)) == expected
 
 
 def test_rates_are_drawn_at_every_corner(record, runs):

@@ -91,10 +91,24 @@ def test_a_warmup_without_effect_makes_no_other_experiment(record, tmp_path):
     ]
     counted, other = sorted([gradual, none])  # which of the two counts does not matter
     assert selection.notes == (
-        f"{other} is the same experiment and seed (a warmup has no effect where kη is not above η) as "
+        f"{other} is the same experiment and seed (the same rate at every iteration, and equal in all else) as "
         f"{counted}, with the same numbers: it is counted once.",
     )
     assert chosen(tmp_path, "k=8,warmup=gradual").baseline.k == 8  # by either name
+
+
+def test_runs_whose_rates_are_equal_are_one_row_however_the_rates_are_described(record, tmp_path):
+    """A warmup that rounds to no iteration, milestones that fall on one iteration, a scaling without effect."""
+    record(10.0, k=44, seed=0)  # ten iterations an epoch
+    record(10.0, k=44, seed=1, settings={"warmup.name": "gradual", "warmup.epochs": 0.04})
+    record(10.0, k=44, seed=2, settings={"warmup.name": "constant", "warmup.epochs": 0.04})
+    record(10.0, k=44, seed=3, settings={"lr.scaling": "none", "lr.base": 0.1 * 44 / 8})
+    record(30.0, k=44, settings={"warmup.name": "gradual", "warmup.epochs": 0.06})
+    record(40.0, k=44, settings={"schedule.milestones": (2.02, 2.04)})
+    record(40.0, k=44, seed=1, settings={"schedule.milestones": (1.98, 2.0)})
+    selection = chosen(tmp_path, "none")
+    found = sorted((len(group.runs), group.warmup, group.errors[0]) for group in selection.groups)
+    assert found == [(1, "gradual", 30.0), (2, "none", 40.0), (4, "none", 10.0)]
 
 
 @pytest.mark.parametrize(

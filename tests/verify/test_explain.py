@@ -66,6 +66,15 @@ def test_no_warmup_takes_place_where_the_rate_is_not_above_the_base(compose):
     assert "none takes place: the reference rate is not above 0.1" in as_text(facts)
 
 
+def test_a_warmup_that_rounds_to_no_iteration_is_explained_by_its_length(compose):
+    facts = facts_of(compose("k=32", "n=32", "epochs=5"))
+    assert (facts["warmup_iterations"], facts["iterations_per_epoch"], facts["reference_rate"]) == (0, 1, 0.4)
+    why = "the gradual warmup does not take place: it is shorter than half an iteration, and an epoch has 1"
+    assert facts["notes"] == [why]
+    assert why in as_text(facts)
+    assert "none takes place: it rounds to no iteration" in as_text(facts)
+
+
 def test_what_could_not_be_applied_is_said(compose):
     facts = facts_of(compose("model=timm", "model.name=vit_tiny_patch16_224", "dataset=synthetic"))
     assert facts["notes"] == ["initialisation is timm's own (not a residual network whose blocks are known)"]

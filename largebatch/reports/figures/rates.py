@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from largebatch.base.errors import UserError
-from largebatch.config.schedule import RateSchedule, reference_rate
+from largebatch.config.schedule import schedule_of
 from largebatch.reports.figures import series, style
 from largebatch.reports.figures.series import Values
 from largebatch.reports.selection import Group, Selection
@@ -20,46 +18,12 @@ X_AXES = ("epochs", "iterations", "images")
 POINTS = 200  # of a line, and as many of its warmup, besides the corners
 
 
-def schedule_of(settings: Mapping[str, Any], iterations_per_epoch: int) -> RateSchedule:
-    """Return the schedule of an experiment, as :meth:`~largebatch.config.run.Config.rates` does of a configuration.
-
-    Args:
-        settings: What defines the experiment, under dotted keys.
-        iterations_per_epoch: Whole minibatches in the training set.
-    """
-    base, pitfall, warmup = settings["lr.base"], settings["pitfall"], settings["warmup.name"]
-    minibatch = settings["k"] * settings["n"]
-    reference = reference_rate(base, minibatch, settings["lr.base_minibatch"], settings["lr.scaling"])
-    scale = reference / base if pitfall == "scale_loss" else 1.0
-    form = {"per_epoch_warmup": "staircase", "warmup_from_zero": "from_zero"}.get(pitfall)
-    return RateSchedule(
-        base=base / scale,
-        reference=reference / scale,
-        warmup=form if form and warmup == "gradual" else warmup,
-        iterations_per_epoch=iterations_per_epoch,
-        warmup_iterations=round(settings["warmup.epochs"] * iterations_per_epoch),
-        decay=settings["schedule.name"],
-        milestone_iterations=tuple(round(epoch * iterations_per_epoch) for epoch in settings["schedule.milestones"]),
-        factor=settings["schedule.factor"],
-        total_iterations=settings["epochs"] * iterations_per_epoch,
-    )
-
-
-def iterations_per_epoch(group: Group) -> int | None:
-    """Return what the record says, or the size of the data set; None where neither does."""
-    for run in group.runs:
-        if run.epochs_done:
-            return int(run.epochs["iteration"][0])
-    images = group.settings.get("dataset.train_images")
-    return images // group.minibatch if images else None
-
-
 def rates(group: Group, x_axis: str = "epochs") -> tuple[Values, Values] | None:
     """Return where iterations begin and their rates, to draw in steps: enough of them that no corner is cut.
 
     The last x is the run's end.
     """
-    per_epoch = iterations_per_epoch(group)
+    per_epoch = group.iterations_per_epoch
     if per_epoch is None:
         return None
     schedule = schedule_of(group.settings, per_epoch)
