@@ -21,6 +21,7 @@ from largebatch.bench.step import Ours, Plain, make_ours, make_plain, side
 from largebatch.config.groups import DatasetConfig
 from largebatch.config.run import Config
 from largebatch.data import sets
+from largebatch.data.source import upload
 from largebatch.runtime.placement import place
 from largebatch.runtime.world import hardware
 
@@ -199,7 +200,7 @@ def from_loader(plain: Plain, ours: Ours) -> Callable[[], None]:
     dtype = plain.batches[0][0].dtype
 
     def step() -> None:
-        images, labels = (values.to(device, non_blocking=True) for values in next(batches))
+        images, labels = (upload(values, device) for values in next(batches))
         if place.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         plain.batches = [(images.to(dtype), labels)]

@@ -95,6 +95,8 @@ class Config:
         ):
             at_least(key, getattr(self, key), 1)
         at_least("seed", self.seed, 0)
+        if self.seed >= 2**64:
+            raise UserError(f"seed={self.seed} is too large: it takes up to 2^64 − 1 = {2**64 - 1}.")
         one_of("precision", self.precision, ("auto", *PRECISIONS))
         one_of("device", self.device, DEVICES)
         if self.processes is not None and self.k % self.processes:

@@ -65,6 +65,15 @@ class Source(Protocol):
         """Yield training images of all indices as validation sees its own: without augmentation."""
 
 
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """Copy to a device: behind the program's back only from pinned memory to CUDA, whose allocator waits for the copy.
+
+    Elsewhere memory that is freed at once could be read after something else was written to it: on Apple's GPUs,
+    training data would be silently wrong.
+    """
+    return values.to(device, non_blocking=device.type == "cuda" and values.is_pinned())
+
+
 @dataclass(frozen=True)
 class Target:
     """Where and how batches are wanted: device, float32 or float64, and the memory format."""
@@ -75,7 +84,7 @@ class Target:
 
     def images(self, pixels: Tensor, config: DatasetConfig) -> Tensor:
         """Turn uint8 pixels (batch, C, H, W) into the network's input."""
-        images = normalise(pixels.to(self.device, non_blocking=True), tuple(config.mean), tuple(config.std), self.dtype)
+        images = normalise(upload(pixels, self.device), tuple(config.mean), tuple(config.std), self.dtype)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
@@ -127,7 +136,7 @@ class MemorySource:
             indices = torch.cat(together)
             if self._target.device.type == "cuda":  # from ordinary memory, a copy waits for all work before it
                 indices = indices.pin_memory()
-            indices = indices.to(self._target.device, non_blocking=True)
+            indices = upload(indices, self._target.device)
             images, labels = self._pick(self._train, indices)
             if self._config.crop == "pad":
                 images = crop_and_flip(images, self._crops(epoch).of(indices), self._config.pad)
@@ -229,7 +238,7 @@ class FolderSource:
                     "replaced by the next one in training, and wrong in validation."
                 )
             images = self._target.images(pixels, self._config)
-            yield Batch(images, labels.to(self._target.device, non_blocking=True), len(problems))
+            yield Batch(images, upload(labels, self._target.device), len(problems))
 
 
 @functools.cache  # once a process, however often its data are opened

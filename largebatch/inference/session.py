@@ -80,7 +80,7 @@ def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[s
     subjects = _subjects(asked, values, given)
     check_ensemble(subjects)
     config = replace(subjects[0].config, processes=1, workers_per_pass=None)
-    placement = place(config, hardware())
+    placement = place(config, hardware(config.device))
     world = start(config, placement)
     source = open_data(config, placement, world)
     cuts = _cuts(subjects, asked, source)

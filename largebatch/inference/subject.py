@@ -152,7 +152,7 @@ def _config(run: Run, values: Mapping[str, Any], given: Iterable[str]) -> Config
     precision = run.experiment["precision"]  # what precision=auto came to
     merged = {**values, "precision": "fp32" if precision == "tf32" else precision, "tf32": precision == "tf32"}
     # Sums over another number of threads may differ in the last bit.
-    merged["threads"] = min(run.provenance["placement"]["threads"], hardware().cores)
+    merged["threads"] = min(run.provenance["placement"]["threads"], hardware("cpu").cores)
     for key in RECORDED:
         if key in record:
             merged[key] = {**values[key], **record[key]} if isinstance(record[key], dict) else record[key]

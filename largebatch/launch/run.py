@@ -24,7 +24,7 @@ def train_run(config: Config) -> Outcome:
     from largebatch.runtime.processes import Stopped
     from largebatch.runtime.world import hardware, started_outside
 
-    placement = place(config, hardware(), *started_outside())
+    placement = place(config, hardware(config.device), *started_outside())
     directory = Path(config.run_dir or default_directory(config, placement.precision))
     over = _run_is_over(config, placement, directory)
     if over:

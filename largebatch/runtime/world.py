@@ -6,11 +6,12 @@ import contextlib
 import datetime
 import gc
 import os
+import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from largebatch.base.errors import Fault, UserError
+from largebatch.base.outcome import MISTAKE
 from largebatch.runtime.placement import Hardware, Placement
 
 M = TypeVar("M", bound=nn.Module)
@@ -26,12 +29,28 @@ M = TypeVar("M", bound=nn.Module)
 TIMEOUT = datetime.timedelta(minutes=30)
 
 
-def hardware() -> Hardware:
-    """Return what this machine offers to one run."""
-    gpus = torch.cuda.device_count()
+def hardware(device: str = "auto") -> Hardware:
+    """Return what this machine offers to one run.
+
+    Args:
+        device: The configuration's; CUDA is asked nothing unless it is ``cuda`` or ``auto``.
+
+    Raises:
+        Fault: there is a GPU that CUDA cannot use.
+    """
+    gpus = torch.cuda.device_count() if device in ("auto", "cuda") else 0
     mps = torch.backends.mps.is_available()
     if gpus:
-        bf16 = torch.cuda.get_device_capability(0) >= (8, 0)  # older ones emulate it
+        try:
+            bf16 = torch.cuda.get_device_capability(0) >= (8, 0)  # older ones emulate it
+        except RuntimeError as error:
+            reason = str(error).strip().partition("\n")[0].rstrip(".")
+            driver = getattr(torch._C, "_cuda_getDriverVersion", int)()
+            raise Fault(
+                f"CUDA cannot use the GPU of this machine: {reason}. The driver serves CUDA up to {driver // 1000}."
+                f"{driver % 1000 // 10}, and this PyTorch {torch.__version__} was built for CUDA {torch.version.cuda}: "
+                "update the driver, install a PyTorch for its CUDA, or use device=cpu."
+            ) from None
     else:
         onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         bf16 = not mps and onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -43,14 +62,41 @@ def hardware() -> Hardware:
 def started_outside() -> tuple[int | None, int | None]:
     """Return (WORLD_SIZE, LOCAL_WORLD_SIZE) where torchrun or another launcher started this process, else Nones."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        _refuse_bare_srun()
         return None, None
     local = os.environ.get("LOCAL_WORLD_SIZE")
-    return int(os.environ["WORLD_SIZE"]), None if local is None else int(local)
+    return _count("WORLD_SIZE"), None if local is None else _count("LOCAL_WORLD_SIZE")
+
+
+def _refuse_bare_srun() -> None:
+    """Refuse to be one of several tasks of srun that have no ranks: each would train the whole run for itself."""
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks == "1" or "SLURM_PROCID" not in os.environ:
+        return
+    if os.environ["SLURM_PROCID"] != "0":
+        sys.exit(MISTAKE)  # task 0 says why
+    raise UserError(
+        f"srun has started {tasks} tasks without a rank, and each would train the whole run. Submit the run with "
+        "`largebatch train launcher=slurm …`, or give the tasks ranks: srun bash -c 'RANK=$SLURM_PROCID "
+        "WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID largebatch train …', with MASTER_ADDR and MASTER_PORT set."
+    )
+
+
+def _count(name: str) -> int:
+    """Return a whole number that a launcher has set.
+
+    Raises:
+        UserError: it is not one.
+    """
+    text = os.environ[name]
+    if not text.isdecimal():
+        raise UserError(f"{name}={text} is not a whole number: the launcher that starts the processes sets it.")
+    return int(text)
 
 
 def rank_outside() -> int:
     """Return this process's rank: 0 where no launcher gave it one."""
-    return int(os.environ.get("RANK", "0"))
+    return _count("RANK") if "RANK" in os.environ else 0
 
 
 @dataclass(frozen=True)
@@ -139,7 +185,7 @@ def join(placement: Placement, timeout: datetime.timedelta = TIMEOUT) -> World:
     """
     torch.set_num_threads(placement.threads)
     size = started_outside()[0] or 1
-    local_rank = int(os.environ.get("LOCAL_RANK", rank_outside()))
+    local_rank = _count("LOCAL_RANK") if "LOCAL_RANK" in os.environ else rank_outside()
     device = torch.device(placement.device)
     if placement.device == "cuda":
         # A launcher that shows each rank only its own GPU leaves one device, whatever the local rank.
@@ -150,10 +196,37 @@ def join(placement: Placement, timeout: datetime.timedelta = TIMEOUT) -> World:
     rank, store = rank_outside(), None
     if not dist.is_initialized():
         backend, device_id = ("nccl", device) if placement.device == "cuda" else ("gloo", None)
-        store = next(rendezvous("env://", rank, size, timeout=timeout))[0]
+        store = _meet(rank, size, timeout)
         group = PrefixStore("group", store)
         dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=timeout, device_id=device_id)
     return World(rank=rank, size=size, device=device, local_rank=local_rank, store=store)
+
+
+def _meet(rank: int, size: int, timeout: datetime.timedelta) -> Store:
+    """Return the store at MASTER_ADDR and MASTER_PORT, where the processes of a group meet.
+
+    Raises:
+        UserError: the address is missing or unknown, or the port is in use.
+    """
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if name not in os.environ:
+            raise UserError(
+                f"RANK={rank} and WORLD_SIZE={size} are set, and {name} is not: set MASTER_ADDR to the machine of rank "
+                "0 and MASTER_PORT to a free port of it, or let torchrun do so."
+            )
+    address, port = os.environ["MASTER_ADDR"], _count("MASTER_PORT")
+    try:
+        socket.getaddrinfo(address, port)
+    except (OSError, OverflowError) as error:
+        raise UserError(f"MASTER_ADDR={address} MASTER_PORT={port} is no address here: {error}.") from None
+    try:
+        return cast(Store, next(rendezvous("env://", rank, size, timeout=timeout))[0])
+    except RuntimeError as error:
+        if "EADDRINUSE" not in str(error) and "address already in use" not in str(error):
+            raise
+        raise UserError(
+            f"MASTER_PORT={port} is in use on this machine: choose another one, below 32768 (30000, for example)."
+        ) from None
 
 
 def leave() -> None:

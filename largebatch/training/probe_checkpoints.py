@@ -40,7 +40,7 @@ def probe_checkpoints(directory: Path, values: Mapping[str, Any], free: Sequence
         return 0
     config = _config(directory, values, free)
     config.check_probe()
-    placement = place(config, hardware())
+    placement = place(config, hardware(config.device))
     world = start(config, placement)
     source = open_data(config, placement, world)
     learner = make_learner(config, placement, world, source.classes)

@@ -31,7 +31,7 @@ def certify(values: Values) -> Outcome:
     from largebatch.verify.certify import certify
     from largebatch.verify.scope import prepare
 
-    machine = hardware()
+    machine = hardware(config.device)
     placement = place(config, machine)
     plan, places = prepare(config, placement, asked, machine)
     parent = Path("runs") / f"certify-{safe_name(config.dataset.name)}-{safe_name(config.model.name)}"

@@ -22,6 +22,6 @@ def explain(values: Values) -> Outcome:
     from largebatch.runtime.world import hardware
     from largebatch.verify.explain import as_text, explain
 
-    facts = explain(config, place(config, hardware()), full=rates == "full")
+    facts = explain(config, place(config, hardware(config.device)), full=rates == "full")
     print(json.dumps(facts, indent=None if rates == "full" else 2) if shape == "json" else as_text(facts))
     return Outcome(0)
