@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from largebatch.base.errors import UserError
 from largebatch.bench.compare import Side, Timings, take_turns
 from largebatch.config.groups import DatasetConfig, LoaderConfig
-from largebatch.data.layouts import FOLDERS, given_root, recognise
+from largebatch.data.recognise import FOLDERS, given_root, recognise
 from largebatch.data.source import FolderSource, Target
 from largebatch.data.stream import permutation
 
@@ -85,7 +85,7 @@ def loading(files: DatasetConfig, loader: LoaderConfig, batch: int, cores: int) 
 def check_class_folders(files: DatasetConfig) -> None:
     """Raise :class:`UserError` unless the images lie in class folders."""
     root = given_root(files)
-    if root and (layout := recognise(root, files.name)).name != FOLDERS:
+    if root and (layout := recognise(root, files)).name != FOLDERS:
         raise UserError(
             f"bench loader and data: torchvision's ImageFolder reads class folders alone, and there are {layout}. "
             "Leave dataset.root out for photographs that are made here, or name a directory of class folders."

@@ -84,7 +84,8 @@ class DatasetConfig:
     aspect ratio). ``height`` and ``width`` are the network's input in pixels. ``mean`` and ``std`` are per
     channel, for pixels in [0, 1]. ``decoder`` of files is auto, native (compiled here, twice as fast) or pillow:
     their pixels are the same, bit for bit. ``holdout`` training images, chosen by ``holdout_seed`` alone, are never
-    trained on, and validated on instead of the validation images.
+    trained on, and validated on instead of the validation images. ``layout`` chooses what is read where ``root`` holds
+    several: auto, folders, archives (ImageNet's official ones), shards or parquet.
     """
 
     name: str
@@ -105,11 +106,13 @@ class DatasetConfig:
     on_error: str
     holdout: int | None
     holdout_seed: int
+    layout: str = "auto"
 
     def __post_init__(self) -> None:
         one_of("dataset.name", self.name, DATASETS)
         one_of("dataset.crop", self.crop, ("none", "pad", "resized"))
         one_of("dataset.on_error", self.on_error, ("stop", "skip"))
+        one_of("dataset.layout", self.layout, ("auto", "folders", "archives", "shards", "parquet"))
         one_of("dataset.decoder", self.decoder, ("none", "auto", "native", "pillow"))
         for key in ("train_images", "val_images", "classes", "channels", "height", "width", "holdout"):
             at_least(f"dataset.{key}", getattr(self, key), 1)

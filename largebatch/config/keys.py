@@ -36,6 +36,7 @@ ADDED: Mapping[str, Any] = MappingProxyType(
         "sweep.force": False,
         "dataset.holdout": None,
         "dataset.holdout_seed": 0,
+        "dataset.layout": "auto",
     }
 )
 

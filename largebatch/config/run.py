@@ -285,7 +285,8 @@ class Config:
         kept["pitfall"] = self.pitfall.name
         kept["bn"] = {key: values["bn"][key] for key in ("running", "momentum")}
         kept["exchange"] = {"compress": values["exchange"]["compress"]}
-        kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in ("root", "on_error")}
+        place = ("root", "layout", "on_error")
+        kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in place}
         if self.dataset.decoder != "none":
             kept["dataset"]["decoder"] = "pillow"  # whoever decodes: these are the pixels
         kept["warmup"] = {"name": self.warmup.name, "epochs": self.warmup_epochs}

@@ -1,11 +1,11 @@
-"""ImageNet in tar archives that stay packed: the official ones, and WebDataset's shards."""
+"""ImageNet in its official tar archives, which stay packed."""
 
 from __future__ import annotations
 
 import functools
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from itertools import pairwise
@@ -14,14 +14,13 @@ from typing import NamedTuple
 
 from largebatch.base.errors import UserError
 from largebatch.data.files import Container
-from largebatch.data.listing import IMAGE_SUFFIXES, SPLITS, Listing, Rows, scanned
+from largebatch.data.listing import SPLITS, Listing, Rows, is_hidden, is_image, scanned
 from largebatch.data.tar import Member, Read, members, shown
 
 TRAIN, VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12"
 _TRUTH, _META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 _LARGEST_DEVKIT = 2**28  # bytes when unpacked; ImageNet's has a few million
-_LONGEST_LABEL = 32  # bytes of a .cls
 
 
 class _Region(NamedTuple):
@@ -35,7 +34,7 @@ class _Region(NamedTuple):
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[Read]:
+def reading(path: str) -> Iterator[Read]:
     """Give a function that reads a file at a place."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -69,8 +68,11 @@ def list_official(root: Path) -> Listing:
     """List the official archives: one tar of a tar a class, one tar of validation images, and their labels."""
     train, val, *devkit = official_sources(root)
     containers = [Container.at(path) for path in (train, val)]
-    with _reading(str(train)) as read:
-        inner = list(members(read, 0, containers[0].bytes, str(train)))
+    rows = {split: Rows() for split in SPLITS}
+    with reading(str(train)) as read:
+        inner = _used(
+            members(read, 0, containers[0].bytes, str(train)), rows["train"], lambda name: not is_hidden(name)
+        )
     for member in inner:
         if not member.name.endswith(".tar") or "/" in member.name:
             raise UserError(
@@ -84,30 +86,36 @@ def list_official(root: Path) -> Listing:
         _Region(0, member.offset, member.offset + member.size, f"{train}, in {shown(member.name)},", label)
         for label, member in enumerate(inner)
     ]
-    rows = {split: Rows() for split in SPLITS}
     for found in scanned(functools.partial(_scan_class, containers), regions, "indexing"):
         rows["train"].extend(found)
     labels = _val_labels(devkit, {name: label for label, name in enumerate(classes)})
-    with _reading(str(val)) as read:
-        images = [one for one in members(read, 0, containers[1].bytes, str(val)) if _is_image(one.name)]
+    with reading(str(val)) as read:
+        images = _used(members(read, 0, containers[1].bytes, str(val)), rows["val"], is_image)
     if len(images) != len(labels):
         raise UserError(f"{val} holds {len(images):,} images, and the devkit {len(labels):,} labels: fetch them again.")
     for image, label in zip(sorted(images), labels, strict=True):  # the labels follow the numbers in the names
         rows["val"].add(label, image.name, 1, (image.offset, image.size))
-    return Listing(containers, classes, rows["train"].table(), rows["val"].table())
+    left_out = rows["train"].left_out + rows["val"].left_out
+    return Listing(containers, classes, rows["train"].table(), rows["val"].table(), left_out)
 
 
 def _scan_class(containers: Sequence[Container], region: _Region) -> Rows:
     rows = Rows()
-    with _reading(containers[region.file].path) as read:
-        for member in members(read, region.start, region.stop, region.name):
-            if _is_image(member.name):
-                rows.add(region.label, member.name, region.file, (member.offset, member.size))
+    with reading(containers[region.file].path) as read:
+        for member in _used(members(read, region.start, region.stop, region.name), rows, is_image):
+            rows.add(region.label, member.name, region.file, (member.offset, member.size))
     return rows
 
 
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(IMAGE_SUFFIXES)
+def _used(found: Iterable[Member], rows: Rows, wanted: Callable[[str], bool]) -> list[Member]:
+    """Return the regular files whose names are wanted; what else there is, is counted in ``rows``."""
+    used = []
+    for member in found:
+        if member.regular and wanted(member.name) and not is_hidden(member.name):
+            used.append(member)
+        else:
+            rows.leave_out(member.name)
+    return used
 
 
 def _val_labels(devkit: list[Path], label_of: dict[str, int]) -> list[int]:
@@ -152,54 +160,3 @@ def _unpacked(devkit: Path) -> tuple[bytes, bytes]:
     if not found.keys() >= {_TRUTH, _META}:
         raise UserError(f"{devkit} lacks {_TRUTH} or {_META}: fetch it again.")
     return found[_TRUTH], found[_META]
-
-
-def list_shards(shards: dict[str, list[Path]]) -> Listing:
-    """List WebDataset's shards: an image and a .cls with its class for every key."""
-    containers: list[Container] = []
-    tables = {}
-    for split in SPLITS:
-        first = len(containers)
-        containers += [Container.at(path) for path in shards[split]]
-        parts = [(number, containers[number]) for number in range(first, len(containers))]
-        rows = Rows()
-        for found in scanned(_scan_shard, parts, f"indexing {split}"):
-            rows.extend(found)
-        tables[split] = rows.table()
-    return Listing(containers, [], tables["train"], tables["val"])
-
-
-def _scan_shard(part: tuple[int, Container]) -> Rows:
-    number, shard = part
-    images: dict[str, Member] = {}
-    labels: dict[str, int] = {}
-    with _reading(shard.path) as read:
-        for member in members(read, 0, shard.bytes, shard.path):
-            folder, slash, name = member.name.rpartition("/")
-            key, _, suffix = name.partition(".")  # as WebDataset cuts it: at the first dot
-            key = folder + slash + key
-            if _is_image(f".{suffix}") and "." not in suffix:
-                if key in images:
-                    raise UserError(
-                        f"{shard.path} holds two images of the key '{shown(key)}', at byte {member.offset:,}."
-                    )
-                images[key] = member
-            elif suffix == "cls":
-                labels[key] = _class(read(member.offset, min(member.size, _LONGEST_LABEL)), member, shard.path)
-    rows = Rows()
-    for key, member in images.items():
-        if key not in labels:
-            raise UserError(
-                f"{shard.path} holds '{shown(member.name)}' at byte {member.offset:,} without '{shown(key)}.cls', the "
-                "number of its class: shards take an image and a .cls a key."
-            )
-        rows.add(labels[key], member.name, number, (member.offset, member.size))
-    return rows
-
-
-def _class(text: bytes, member: Member, shard: str) -> int:
-    if not text.strip().isdigit():
-        raise UserError(
-            f"{shard}: '{shown(member.name)}' at byte {member.offset:,} does not hold the number of a class."
-        )
-    return int(text)

@@ -12,17 +12,18 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
-from typing import TypeVar
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from largebatch.base.errors import Fault, UserError
-from largebatch.data.decode import DAMAGE, FORMATS, decode
+from largebatch.data.decode import DAMAGE, examine
+from largebatch.data.decode import opened as opened_image
 from largebatch.data.files import Split
 from largebatch.data.layouts import Opened
+from largebatch.data.tar import printable
 
 R = TypeVar("R")
 
@@ -34,12 +35,31 @@ IMAGENET = {"train": (1_281_167, 732, 1300), "val": (50_000, 50, 50)}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found: corrupt images, groups of equal ones, and classes of the wrong size, a line for each."""
+    """What was found, a line for each finding.
+
+    Attributes:
+        images: How many were read.
+        corrupt: Images that cannot be decoded, and directories that cannot be read.
+        suspect: Images of whose damage libjpeg warns, though they have pixels; and names that are not text.
+        duplicates: Images that repeat an earlier one.
+        counts: Classes and splits of the wrong size.
+        archives: Official archives that are not what was published.
+    """
 
     images: int
     corrupt: list[str]
-    duplicates: list[list[str]]
+    suspect: list[str]
+    duplicates: list[str]
     counts: list[str]
+    archives: list[str]
+
+
+class _Finding(NamedTuple):
+    """What one image is like: a digest of its bytes, empty where they cannot be read."""
+
+    digest: bytes
+    corrupt: str | None = None
+    suspect: str | None = None
 
 
 @dataclass(frozen=True)
@@ -57,51 +77,77 @@ def verify(opened: Opened, imagenet: bool, processes: int) -> Verdict:
 
     Args:
         opened: Both splits.
-        imagenet: Whether the classes must be of ImageNet-1k's sizes.
+        imagenet: Whether classes must have ImageNet-1k's sizes, and its archives their published MD5 sums.
         processes: How many decode at once.
 
     Raises:
         Fault: a process that decodes was killed.
         UserError: an archive changed meanwhile.
     """
-    corrupt, digests = [], list[bytes]()
+    corrupt, suspect, digests = [*opened.unreadable], list[str](), list[bytes]()
     splits = (opened.train, opened.val)
     everyone = [range(len(split)) for split in splits]
     for which, start, found in _looked(_verify, splits, everyone, processes, "verifying"):
-        for place, (problem, digest) in enumerate(found):
-            digests.append(digest)
-            if problem is not None:
-                corrupt.append(f"{splits[which].where(start + place)}: {problem}")
+        for place, finding in enumerate(found):
+            digests.append(finding.digest)
+            for problem, findings in ((finding.corrupt, corrupt), (finding.suspect, suspect)):
+                if problem is not None:
+                    findings.append(f"{splits[which].where(start + place)}: {problem}")
+    bar = tqdm(opened.archives if imagenet else (), "MD5 sums of archives", unit="archive", disable=None, leave=False)
+    archives = [line for line in map(_wrong_sum, bar) if line is not None]
     counts = [*_wrong_counts("train", opened.train), *_wrong_counts("val", opened.val)] if imagenet else []
-    return Verdict(len(digests), corrupt, list(_duplicates(splits, digests)), counts)
+    return Verdict(len(digests), corrupt, suspect, list(_duplicates(splits, digests)), counts, archives)
 
 
-def _verify(split: Split, index: int) -> tuple[str | None, bytes]:
+def _verify(split: Split, index: int) -> _Finding:
+    suspect = _odd_name(split.names[index])
     try:
         data = split.read(index)
     except UserError:
         raise
     except DAMAGE as error:
-        return str(error), b""
+        return _Finding(b"", _said(error), suspect)
     digest = hashlib.blake2b(data, digest_size=_DIGEST).digest()
     try:
-        decode(data)
+        return _Finding(digest, suspect=examine(data) or suspect)
     except DAMAGE as error:
-        return str(error), digest
-    return None, digest
+        return _Finding(digest, _said(error), suspect)
 
 
-def _duplicates(splits: tuple[Split, Split], digests: list[bytes]) -> Iterator[list[str]]:
-    order = np.argsort(np.array(digests, dtype=f"S{_DIGEST + 1}"), kind="stable").tolist()
-    group = order[:1]
-    for place in [*order[1:], None]:
-        if place is not None and digests[place] == digests[group[0]] != b"":
-            group.append(place)
-            continue
-        if len(group) > 1:
-            first = len(splits[0])
-            yield [splits[0].where(at) if at < first else splits[1].where(at - first) for at in group]
-        group = [place]
+def _said(error: BaseException) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+
+
+def _odd_name(name: str) -> str | None:
+    if printable(name) == name:
+        return None
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8, and shown with ? for each byte that is not"
+    return "its name holds line breaks or control characters, shown as ?"
+
+
+def _wrong_sum(path: Path) -> str | None:
+    """Compare an official archive with the MD5 sum that was published with it."""
+    from torchvision.datasets.imagenet import ARCHIVE_META
+
+    published = dict(ARCHIVE_META.values())[path.name]
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "md5").hexdigest()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    return None if found == published else f"{path}: its MD5 sum is {found}, and {published} was published"
+
+
+def _duplicates(splits: tuple[Split, Split], digests: list[bytes]) -> Iterator[str]:
+    first, seen = len(splits[0]), dict[bytes, int]()
+    for place, digest in enumerate(digests):
+        earlier = seen.setdefault(digest, place) if digest else place
+        if earlier != place:
+            one, other = (splits[0].where(at) if at < first else splits[1].where(at - first) for at in (place, earlier))
+            yield f"{one} repeats {other}"
 
 
 def _wrong_counts(name: str, split: Split) -> Iterator[str]:
@@ -124,7 +170,7 @@ def look(split: Split, images: int, processes: int) -> list[Look]:
 def _look(split: Split, index: int) -> Look | None:
     try:
         data = split.read(index)
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
+        with opened_image(data) as image:
             return Look(f"{image.format} {image.mode}", image.width, image.height, len(data))
     except UserError:
         raise

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from io import BytesIO
 
-from PIL import Image
+import simplejpeg
+from PIL import Image, UnidentifiedImageError, features
 
 from largebatch.base.errors import UserError
 from largebatch.config.groups import DatasetConfig
@@ -13,7 +14,10 @@ from largebatch.data import native
 # What Pillow's decoders raise on damaged files, and on absurd sizes.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 # What images of data sets are. Pillow knows more, and hands PostScript to a program of its own, Ghostscript.
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000")
+FORMATS = ["JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "JPEG2000"]
+if features.check("avif"):
+    FORMATS.append("AVIF")
+_POINTER = b"version https://git-lfs.github.com/spec/"
 _LARGEST = 2**27  # pixels of an image, also after its shorter side was resized
 
 
@@ -43,12 +47,47 @@ def decode(data: bytes) -> Image.Image:
     Raises:
         One of ``DAMAGE``: it cannot be decoded.
     """
-    with Image.open(BytesIO(data), formats=FORMATS) as file:
+    with opened(data) as file:
         if file.mode.startswith("I;16"):  # which Pillow would clip at 255
             return file.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
         if file.mode == "P" and "transparency" in file.info:
             return file.convert("RGBA").convert("RGB")
         return file.convert("RGB")
+
+
+def opened(data: bytes) -> Image.Image:
+    """Read an image's header.
+
+    Raises:
+        One of ``DAMAGE``: it has none of the formats that are read.
+    """
+    if data.startswith(_POINTER):
+        raise ValueError("this is a pointer of git-lfs, not the image: fetch the images by git lfs pull")
+    try:
+        return Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:  # whose message has the address of BytesIO
+        raise ValueError(f"this is no image of a format that is read ({', '.join(FORMATS)})") from None
+
+
+def examine(data: bytes) -> str | None:
+    """Decode an image whole, and return the first warning of libjpeg, which Pillow hides: broken files have pixels too.
+
+    JPEGs of all kinds are decoded by simplejpeg's libjpeg-turbo, others by Pillow, which has no warnings to hide there.
+
+    Raises:
+        One of ``DAMAGE``: it cannot be decoded.
+    """
+    with opened(data) as file:
+        if file.format not in ("JPEG", "MPO"):
+            file.load()
+            return None
+    try:
+        # Luminance alone: the scan is read as a whole, and nothing is wrong with pixels that follow from it.
+        simplejpeg.decode_jpeg(data, colorspace="GRAY", fastdct=True, fastupsample=True, strict=True)
+    except ValueError as error:
+        decode(data)  # an error of libjpeg, rather than a warning, is one of Pillow too
+        return str(error)
+    return None
 
 
 def check_resized(width: int, height: int, shorter: int) -> None:

@@ -7,6 +7,7 @@ into each of them, page by page, as soon as Python counts references.
 from __future__ import annotations
 
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -18,10 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largebatch.base.errors import UserError
-from largebatch.data.tar import shown
+from largebatch.data.tar import printable
 
 _MOST_OPEN = 128  # archives that a process keeps open: there may be thousands
 _CACHED_BYTES = 256 * 2**20  # of row groups in a process
+_LARGEST_GROUP = 2**31  # bytes of an unpacked row group, which a process holds whole. Hugging Face's have 12 million
 _LARGEST_IMAGE = 2**28  # bytes; what a stranger's file claims is otherwise allocated. ImageNet's have up to 15 million
 
 
@@ -101,13 +103,18 @@ class Folders(Split):
 
     def read(self, index: int) -> bytes:
         """Read the file."""
-        with self.path(index).open("rb", buffering=0) as file:
-            _check_size(os.fstat(file.fileno()).st_size)
+        # O_NONBLOCK: opening a FIFO would wait for someone who writes to it.
+        descriptor = os.open(self.path(index), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb", buffering=0) as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError("this is no regular file")
+            _check_size(status.st_size)
             return file.read()
 
     def where(self, index: int) -> str:
         """Return the path."""
-        return str(self.path(index))
+        return printable(str(self.path(index)))
 
     def size(self, index: int) -> int:
         """Ask the file system."""
@@ -176,7 +183,7 @@ class Archived(Contained):
     def where(self, index: int) -> str:
         """Return archive, member and offset."""
         offset = int(self.places[index, 0])
-        return f"{shown(self.names[index])} in {self._container(index).path}, at byte {offset:,}"
+        return f"{printable(self.names[index])} in {self._container(index).path}, at byte {offset:,}"
 
     def size(self, index: int) -> int:
         """Look into the index."""
@@ -226,11 +233,22 @@ class Tabled(Contained):
     def where(self, index: int) -> str:
         """Return file, row group and row."""
         group, row = self.places[index]
-        return f"{shown(self.names[index])} in {self._container(index).path}, row {row} of row group {group}"
+        return f"{printable(self.names[index])} in {self._container(index).path}, row {row} of row group {group}"
 
     def size(self, index: int) -> int:
         """Read the image."""
         return len(self.read(index))
+
+
+def check_row_group(metadata: Any, group: int) -> None:
+    """Raise OSError where a row group of a parquet file (pyarrow's metadata of it) is too large to be read at once."""
+    claimed = metadata.row_group(group)
+    size = sum(claimed.column(column).total_uncompressed_size for column in range(claimed.num_columns))
+    if not 0 <= size <= _LARGEST_GROUP:
+        raise OSError(
+            f"row group {group} has {size:,} bytes, more than the {_LARGEST_GROUP:,} that are read at once: write the "
+            "file anew with fewer rows a group, such as row_group_size=100"
+        )
 
 
 class _RowGroups:
@@ -253,14 +271,24 @@ class _RowGroups:
             self._begin()
         key = (container.path, group)
         if key not in self._held:
-            # Without threads of its own, which a forked process would not have.
-            table = self._file(container).read_row_group(group, columns=["image.bytes"], use_threads=False)
-            self._held[key] = table.column("image").combine_chunks().field("bytes")
+            self._held[key] = self._read(container, group)
             self._bytes += self._held[key].nbytes
             while self._bytes > _CACHED_BYTES and len(self._held) > 1:
                 self._bytes -= self._held.popitem(last=False)[1].nbytes
         self._held.move_to_end(key)
         return self._held[key]
+
+    def _read(self, container: Container, group: int) -> Any:
+        from pyarrow import ArrowException
+
+        try:
+            file = self._file(container)
+            check_row_group(file.metadata, group)
+            # Without threads of its own, which a forked process would not have.
+            table = file.read_row_group(group, columns=["image.bytes"], use_threads=False)
+        except ArrowException as error:  # some of which are neither OSError nor ValueError
+            raise OSError(" ".join(str(error).split())) from None
+        return table.column("image").combine_chunks().field("bytes")
 
     def _file(self, container: Container) -> Any:
         from pyarrow.parquet import ParquetFile

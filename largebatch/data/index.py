@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from largebatch.data.files import Container, Names
 from largebatch.data.listing import SPLITS, Listing, Table
 
 NAME = "largebatch-index.safetensors"
-_VERSION = 1
+_VERSION = 2
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -101,7 +102,7 @@ def _packed(listing: Listing, root: Path, key: dict[str, object]) -> bytes:
         arrays[f"{split}.names"] = table.names.text
         arrays[f"{split}.ends"] = table.names.ends
     containers = [os.path.relpath(container.path, root) for container in listing.containers]
-    about = {"key": key, "containers": containers, "classes": listing.classes}
+    about = {"key": key, "containers": containers, "classes": listing.classes, "left_out": listing.left_out}
     return save(arrays, {"index": json.dumps(about)})
 
 
@@ -115,11 +116,12 @@ def _load(path: Path, root: Path, key: dict[str, object]) -> Listing | None:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         containers = [Container.at(root / name) for name in about["containers"]]
         tables = [_table(arrays, split) for split in SPLITS]
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        left_out = Counter({str(kind): int(count) for kind, count in about["left_out"].items()})
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, AttributeError):
         return None
     if not all(_sound(table, containers, str(key["layout"])) for table in tables):
         return None
-    return Listing(containers, about["classes"], *tables)
+    return Listing(containers, about["classes"], tables[0], tables[1], left_out)
 
 
 def _table(arrays: dict[str, np.ndarray], split: str) -> Table:

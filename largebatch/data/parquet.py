@@ -8,32 +8,51 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.base.errors import UserError
-from largebatch.data.files import Container
+from largebatch.data.files import Container, check_row_group
 from largebatch.data.listing import SPLITS, Listing, Rows, scanned
+from largebatch.data.tar import shown
 
 
 def list_parquet(files: dict[str, list[Path]]) -> Listing:
     """List parquet files, reading the columns of labels and names alone.
 
     Raises:
-        UserError: pyarrow is not installed, or a file is damaged or of other columns.
+        UserError: pyarrow is not installed, a file is damaged or of other columns, or two of them name classes in
+            different orders.
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(
             f"{files['train'][0].parent} holds parquet files, which pyarrow reads: pip install 'largebatch[parquet]'."
         )
     containers: list[Container] = []
-    tables, classes = {}, list[str]()
+    tables, named = {}, dict[str, list[str]]()
     for split in SPLITS:
         first = len(containers)
         containers += [Container.at(path) for path in files[split]]
         parts = [(number, containers[number]) for number in range(first, len(containers))]
         rows = Rows()
-        for found, names in scanned(_scan, parts, f"indexing {split}"):
+        for (_, container), (found, names) in zip(parts, scanned(_scan, parts, f"indexing {split}"), strict=True):
             rows.extend(found)
-            classes = classes or names
+            named[container.path] = names
         tables[split] = rows.table()
-    return Listing(containers, classes, tables["train"], tables["val"])
+    return Listing(containers, _one_order(named), tables["train"], tables["val"], rows.left_out)
+
+
+def _one_order(named: dict[str, list[str]]) -> list[str]:
+    """Return the names of classes, which every file must number alike."""
+    first = next(iter(named))
+    for path, names in named.items():
+        if names != named[first]:
+            label = next(
+                (at for at, pair in enumerate(zip(named[first], names, strict=False)) if pair[0] != pair[1]),
+                min(len(named[first]), len(names)),
+            )
+            one, other = (f"'{shown(its[label])}'" if label < len(its) else "no name" for its in (named[first], names))
+            raise UserError(
+                f"{first} and {path} number their classes differently: {label} is {one} in the first and {other} in "
+                "the second. Fetch both of one version of the data set, or write them anew with one order."
+            )
+    return named[first]
 
 
 def _scan(part: tuple[int, Container]) -> tuple[Rows, list[str]]:
@@ -46,11 +65,13 @@ def _scan(part: tuple[int, Container]) -> tuple[Rows, list[str]]:
         with ParquetFile(container.path) as file:
             schema = file.schema_arrow
             if not _fits(schema):
+                found = ", ".join(shown(f"{field.name} ({field.type})") for field in schema)
                 raise UserError(
-                    f"{container.path} has the columns {', '.join(schema.names)}: what is read is 'image', a struct of "
-                    "'bytes' and 'path', and 'label', a whole number."
+                    f"{container.path} has the columns {found}: what is read is one 'image', a struct of 'bytes' "
+                    "(binary) and 'path' (string), and one 'label', a whole number."
                 )
             for group in range(file.num_row_groups):
+                check_row_group(file.metadata, group)
                 table = file.read_row_group(group, columns=["image.path", "label"], use_threads=False)
                 labels = table.column("label").to_pylist()
                 for row, (image, label) in enumerate(zip(table.column("image").to_pylist(), labels, strict=True)):
@@ -58,7 +79,7 @@ def _scan(part: tuple[int, Container]) -> tuple[Rows, list[str]]:
                         raise UserError(f"{container.path}: row {row} of row group {group} has no image or no label.")
                     rows.add(label, image["path"] or f"{group:08d}-{row:08d}", number, (group, row))
             return rows, _class_names(schema.metadata or {})
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{container.path} cannot be read as parquet: {reason}. Fetch it again.") from None
 
@@ -66,13 +87,16 @@ def _scan(part: tuple[int, Container]) -> tuple[Rows, list[str]]:
 def _fits(schema: Any) -> bool:
     from pyarrow import types
 
-    if not {"image", "label"} <= {*schema.names}:
+    if any(schema.names.count(name) != 1 for name in ("image", "label")):
         return False
     image, label = schema.field("image").type, schema.field("label").type
-    return (
-        types.is_struct(image)
-        and {"bytes", "path"} <= {image.field(at).name for at in range(image.num_fields)}
-        and types.is_integer(label)
+    if not types.is_struct(image) or not types.is_integer(label):
+        return False
+    parts = [image.field(at) for at in range(image.num_fields)]
+    allowed = {"bytes": (types.is_binary, types.is_large_binary), "path": (types.is_string, types.is_large_string)}
+    return all(
+        sum(part.name == name and any(fits(part.type) for fits in kinds) for part in parts) == 1
+        for name, kinds in allowed.items()
     )
 
 

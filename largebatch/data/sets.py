@@ -16,7 +16,7 @@ from torch import Tensor
 from largebatch.base.errors import UserError
 from largebatch.config.groups import DatasetConfig
 from largebatch.data.holdout import hold_out
-from largebatch.data.layouts import given_root, recognise
+from largebatch.data.recognise import given_root, recognise
 
 DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")
 SYNTHETIC_IMAGES = 256
@@ -60,7 +60,7 @@ def locate(config: DatasetConfig) -> str:
     for place in search_path(config):
         if not in_memory(config):
             with contextlib.suppress(UserError):
-                return str(recognise(place, config.name))
+                return str(recognise(place, config))
         elif _present(config, place):
             return str(place)
     looked = ", ".join(map(str, search_path(config))) or "nowhere: dataset.root is not set"

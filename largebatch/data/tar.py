@@ -16,24 +16,37 @@ BLOCK = 512
 _LONGEST_EXTENSION = 2**20  # bytes of a long name or of pax records
 _MOST_EXTENSIONS = 8  # headers that may stand before a file's own
 _FILE, _GNU_NAME, _GNU_LINK, _PAX, _PAX_GLOBAL = (b"0", b"\0", b"7"), b"L", b"K", b"x", b"g"
-_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, directories, pipes
+_OTHERS = (b"1", b"2", b"3", b"4", b"6")  # links, devices, pipes
+_WITHOUT_DATA = (*_OTHERS, b"5")  # and directories
+_CHUNK = 2**20  # bytes that are read at once behind an archive's end
 
 Read = Callable[[int, int], bytes]  # (offset, size) → that many bytes, fewer at the end
 
 
 class Member(NamedTuple):
-    """A regular file in an archive: its bytes are ``[offset, offset + size)`` of the outermost file."""
+    """A file in an archive: its bytes are ``[offset, offset + size)`` of the outermost file."""
 
     name: str
     offset: int
     size: int
+    regular: bool = True  # else a link, a device or a pipe
+
+
+def _check_end(read: Read, at: int, stop: int, archive: str) -> None:
+    """Refuse an archive that goes on behind its end marker: what was put behind it would be left out silently."""
+    for start in range(at, stop, _CHUNK):
+        if read(start, min(_CHUNK, stop - start)).strip(b"\0"):
+            raise UserError(
+                f"{archive} goes on behind its end marker at byte {at:,}, as archives that were joined by cat do: keep "
+                "them apart, or join them by tar --concatenate."
+            )
 
 
 def members(read: Read, start: int, stop: int, archive: str) -> Iterator[Member]:
-    """Yield the regular files of the archive that lies in bytes ``[start, stop)``, in their order.
+    """Yield the files of the archive that lies in bytes ``[start, stop)``, in their order.
 
-    Links, devices and directories are left out. Every header lies behind the one before, and every file within the
-    archive.
+    Directories are left out; links, devices and pipes are no ``regular`` members. Every header lies behind the one
+    before, and every file within the archive.
 
     Args:
         read: Reads the outermost file.
@@ -42,7 +55,8 @@ def members(read: Read, start: int, stop: int, archive: str) -> Iterator[Member]
         archive: What errors call it.
 
     Raises:
-        UserError: a header is damaged or absurd, or the archive ends before its end marker: names the place.
+        UserError: a header is damaged or absurd, the archive ends before its end marker, or more follows behind that:
+            names the place.
     """
     at, extensions = start, _Extensions()
     while True:
@@ -52,6 +66,7 @@ def members(read: Read, start: int, stop: int, archive: str) -> Iterator[Member]
         if not header.rstrip(b"\0"):
             if extensions.headers:
                 raise _wrong(archive, at, "the archive ends between a name and its file")
+            _check_end(read, at, stop, archive)
             return
         _check_sum(header, archive, at)
         kind, name = header[156:157], _name(header)
@@ -73,6 +88,8 @@ def members(read: Read, start: int, stop: int, archive: str) -> Iterator[Member]
         else:
             if kind in _FILE and not name.endswith("/"):  # a directory, as the oldest archives write it
                 yield Member(name, data, size)
+            elif kind in _OTHERS:
+                yield Member(name, data, 0, regular=False)
             elif kind not in (*_FILE, *_WITHOUT_DATA):
                 raise _wrong(archive, at, f"'{shown(name)}' is of the kind {kind!r}, which is not read")
             extensions = _Extensions()
@@ -144,10 +161,15 @@ def _check_sum(header: bytes, archive: str, at: int) -> None:
         raise _wrong(archive, at, "this is no header of a tar archive")
 
 
+def printable(name: str) -> str:
+    """Return a stranger's name as it may be printed: on one line, and in characters that UTF-8 has."""
+    return "".join(char if char.isprintable() else "?" for char in name)
+
+
 def shown(name: str) -> str:
-    """Return a stranger's name as it may stand in a sentence: on one line, and not too long."""
-    printable = "".join(char if char.isprintable() else "?" for char in name)
-    return printable if len(printable) <= 100 else f"{printable[:60]}…{printable[-30:]}"
+    """Return a stranger's name as it may stand in a sentence: :func:`printable`, and not too long."""
+    name = printable(name)
+    return name if len(name) <= 100 else f"{name[:60]}…{name[-30:]}"
 
 
 def _wrong(archive: str, at: int, what: str) -> UserError:

@@ -31,7 +31,7 @@ RECORDED = ("k", "n", "seed", "exact", "deterministic", "channels_last", "bn", "
 # What may be said of a recorded run: where it is evaluated, in which arithmetic, and where its data are now.
 FREE = (
     *("device", "precision", "tf32", "threads", "channels_last", "loader.workers", "loader.prefetch"),
-    *("dataset.root", "dataset.on_error"),
+    *("dataset.root", "dataset.layout", "dataset.on_error"),
 )
 
 
@@ -197,7 +197,7 @@ def check_ensemble(subjects: Iterable[Subject]) -> None:
         values = {f"dataset.{name}": value for name, value in vars(config.dataset).items()}
         values |= {"precision": "tf32" if config.tf32 else config.precision, "channels_last": config.channels_last}
         for key, value in values.items():
-            if key not in ("dataset.root", "dataset.on_error"):
+            if key not in ("dataset.root", "dataset.layout", "dataset.on_error"):
                 seen.setdefault(key, set()).add(str(value))
     differing = [f"{key} ({', '.join(sorted(values))})" for key, values in seen.items() if len(values) > 1]
     if differing:

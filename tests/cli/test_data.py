@@ -37,17 +37,17 @@ def test_index_says_where_it_is(official, capsys):
 def test_verify_names_what_is_corrupt_and_what_is_there_twice(official, capsys):
     assert run(["verify", f"root={official}", "processes=2"]) == 1
     out = capsys.readouterr().out
-    corrupt = r"These cannot be decoded:\n  ILSVRC2012_val_00000007.JPEG in \S+_img_val.tar, at byte [\d,]+: .+\n"
-    twice = r"These are there several times:\n  chelsea_00000001.JPEG in .* = chelsea_00000002.JPEG in .*\n"
+    corrupt = r"These are corrupt, .*:\n  ILSVRC2012_val_00000007.JPEG in \S+_img_val.tar, at byte [\d,]+: .+\n"
+    twice = r"These are there several times:\n  chelsea_00000002.JPEG in .* repeats chelsea_00000001.JPEG in .*\n"
     assert re.search(corrupt, out)
     assert re.search(twice, out)
-    assert out.endswith("20 images: 1 corrupt, 0 wrong counts, 1 that repeat another.\n")
+    assert out.endswith("20 images: 1 corrupt, 0 suspect, 0 wrong counts, 1 that repeat another.\n")
 
 
 def test_verify_of_sound_images_ends_well(tmp_path, capsys):
     root = make_tree(tmp_path / "sound", train=1, val=1)
     assert run(["verify", f"root={root}", "processes=1"]) == 0
-    assert capsys.readouterr().out.endswith("8 images: 0 corrupt, 0 wrong counts, 0 that repeat another.\n")
+    assert capsys.readouterr().out.endswith("8 images: 0 corrupt, 0 suspect, 0 wrong counts, 0 that repeat another.\n")
 
 
 def test_counts_are_held_against_imagenet(tree, monkeypatch):
@@ -78,7 +78,10 @@ def test_stats_of_some_images(tree, capsys):
 def test_mistakes_are_sentences(tmp_path):
     for words, said in (
         (["verfy"], "data verfy is not known: it takes index, verify, stats. Did you mean 'verify'?"),
-        (["verify", "rot=x"], "'rot' is not a key of data verify: it takes root, dataset, processes. Did you mean"),
+        (
+            ["verify", "rot=x"],
+            "'rot' is not a key of data verify: it takes root, dataset, layout, processes. Did you mean",
+        ),
         (["verify", f"root={tmp_path}", "processes=0"], "processes=0 is not a whole number of 1 or more."),
         (["stats", f"root={tmp_path}"], f"dataset=imagefolder: no images in {tmp_path}; {tmp_path} holds none."),
         (["index", "dataset=cifar10"], "dataset=cifar10 is not known: it takes imagefolder, imagenet"),

@@ -229,7 +229,23 @@ SHARDS = {
     ),
     "a negative class": ({"a.jpg": b"1", "a.cls": b"-1"}, r"'a.cls' at byte 1,536 does not hold the number"),
     "a huge class": ({"a.jpg": b"1", "a.cls": b"9" * 30}, r"'a.jpg' is of class 9{30}: classes are 0 … 1,048,575"),
-    "no image": ({"a.cls": b"0"}, r"shards in .* hold no train images"),
+    "two classes": (
+        {"a.cls": b"1", "a.jpg": b"1", "a.CLS": b"0"},
+        r"two classes of the key 'a', at byte 2,560: a key ends",
+    ),
+    "no image": (
+        {"a.cls": b"0"},
+        r"train-0.tar holds no image of the key 'a': shards take one image and one .cls a key",
+    ),
+    "an image that is not read": ({"a.cls": b"0", "a.heic": b"1"}, r"holds no image of the key 'a': "),
+    "a version in the name": (
+        {"photo.v2.cls": b"0", "photo.v2.jpg": b"1"},
+        r"no image of the key 'photo', but 'photo.v2.jpg', which is no part that is read: .* at the first dot",
+    ),
+    "an input and a target": (
+        {"a.input.jpg": b"1", "a.target.jpg": b"2", "a.cls": b"0"},
+        r"no image of the key 'a', but 'a.target.jpg'",
+    ),
 }
 
 

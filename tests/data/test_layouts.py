@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 from images import make_tree
 from layouts import LAYOUTS, make, pack_devkit, tar_of
+from timm.data.imagenet_info import ImageNetInfo
 
 from largebatch.base.errors import UserError
 from largebatch.data import index
 from largebatch.data.files import Names
-from largebatch.data.layouts import open_splits, recognise
+from largebatch.data.layouts import open_splits
 from largebatch.data.listing import Rows
+from largebatch.data.recognise import recognise
 
 
 @pytest.fixture(autouse=True)
@@ -177,8 +179,6 @@ def test_folders_that_cannot_be_a_set_are_refused(at, tree, monkeypatch):
 
 
 def test_imagenet_is_known_by_its_synsets(compose, tree, tmp_path):
-    from timm.data.imagenet_info import ImageNetInfo
-
     image = tree / "val" / "coffee" / "00000000.JPEG"
     for split in ("train", "val"):
         for synset in ImageNetInfo("imagenet-1k").label_names():
@@ -198,19 +198,28 @@ def test_imagenet_is_known_by_its_synsets(compose, tree, tmp_path):
 
 
 def test_imagenet_in_shards_is_numbered_by_sorted_synsets(compose, tmp_path):
-    def shards(label):
+    synsets = sorted(ImageNetInfo("imagenet-1k").label_names())
+
+    def shards(label_of, named=True):
         for split in ("train", "val"):
-            tar_of({"n01443537_7.jpg": b"JPEG", "n01443537_7.cls": str(label).encode()}, tmp_path / f"{split}-0.tar")
+            files = {}
+            for number, synset in enumerate(synsets):
+                key = f"{synset}_7" if named else f"{number:07d}"
+                files |= {f"{key}.jpg": b"JPEG", f"{key}.cls": str(label_of(number)).encode()}
+            tar_of(files, tmp_path / f"{split}-0.tar")
 
     words = ("dataset=imagenet", "dataset.train_images=null", "dataset.val_images=null", f"dataset.root={tmp_path}")
     config = compose(*words).dataset
-    shards(1)
+    shards(lambda number: number)
     opened = open_splits(config)
-    assert (opened.train.classes[1], opened.train.labels.tolist()) == ("n01443537", [1])
-    shards(2)
-    refused(r"give n01443537_7.jpg the class 2, which is n01484850 where", config)
-    shards(1000)
-    refused(r"go up to class 1000, and ImageNet-1k's are 0 … 999", config)
+    assert (opened.train.classes, opened.train.labels.tolist()) == (synsets, [*range(1000)])
+    assert "taken as they are" not in opened.line
+    shards(lambda number: number ^ 1)
+    refused(r"give n01443537_7.jpg the class 0, which is n01440764 where", config)
+    shards(lambda number: number + 1)
+    refused(r"go up to class 1000, and ImageNet-1k's are 0 … 999, counted from 0", config)
+    shards(lambda number: number, named=False)
+    assert "labels are taken as they are: neither classes nor files are named after synsets" in open_splits(config).line
 
 
 # Which layout it is
@@ -222,7 +231,10 @@ def test_a_directory_that_holds_none_or_several_layouts_is_refused(copy, at, tmp
     tar_of({"a.jpg": b"", "a.cls": b"0"}, tmp_path / "empty" / "unnamed.tar")
     refused(r"empty holds unnamed.tar\. .*with train or val in their names", at("empty"))
     shutil.copytree(copy("shards"), tree, dirs_exist_ok=True)
-    refused("tree holds class folders and shards, and which is meant is not known: leave one", at(tree))
+    refused(
+        "tree holds class folders and shards, and which is meant is not known: .*=folders or dataset.layout=shards",
+        at(tree),
+    )
     (tmp_path / "shards" / "imagenet1k-validation-0000.tar").unlink()
     (tmp_path / "shards" / "imagenet1k-validation-0001.tar").unlink()
     refused(r"shards holds shards, but none of val: .*val-0000", at("shards"))
@@ -261,16 +273,16 @@ def test_parquet_files_of_other_columns_or_cut_short_are_refused(copy, at):
     refused(rf"{path} cannot be read as parquet: .*Fetch it again", at(root))
     for columns in ({"pixels": [1], "label": [1]}, {"image": [1], "label": [1]}):
         pyarrow.parquet.write_table(pyarrow.table(columns), path)
-        refused(rf"{path} has the columns .*: what is read is 'image', a struct of 'bytes' and 'path'", at(root))
+        refused(rf"{path} has the columns .*: what is read is one 'image', a struct of 'bytes'", at(root))
     rows = pyarrow.table({"image": [{"bytes": b"", "path": "a"}, None], "label": [0, 1]})
     pyarrow.parquet.write_table(rows, path)
     refused(rf"{path}: row 1 of row group 0 has no image or no label", at(root))
 
 
-def test_recognising_reads_no_archive(copy):
+def test_recognising_reads_no_archive(copy, at):
     root = copy("official")
     (root / "ILSVRC2012_img_train.tar").write_bytes(b"")
-    assert str(recognise(root, "imagenet")) == f"the official archives in {root}"
+    assert str(recognise(root, at(root))) == f"the official archives in {root}"
 
 
 def test_classes_of_archives_are_sorted_as_folders_are(at, tmp_path):

@@ -48,6 +48,7 @@ BAD = {
     "truncated": lambda: encoded(small())[:600],
     "empty": lambda: b"",
     "no image": lambda: b"<html>not found</html>",
+    "a pointer of git-lfs": lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 12345\n",
     "huge": lambda: encoded(Image.new("1", (20_000, 20_000)), "PNG"),
 }
 
@@ -88,8 +89,9 @@ def test_a_bad_image_is_named_with_archive_and_offset_or_counted(what, compose, 
         source = source_of(data, compose, tmp_path, on_error="skip", decoder=decoder)
         (batch,) = source.validation([range(1)])
         assert batch.corrupt == 1
-        with pytest.raises(UserError, match="no image of this split can be read; the first problem: corrupt image"):
+        with pytest.raises(UserError, match="no image of this split can be read; the first problem: corrupt") as error:
             next(iter(source.train([(0, torch.tensor([0]))])))
+        assert "object at 0x" not in str(error.value)
 
 
 @pytest.mark.parametrize("what", ["CMYK", "greyscale", "16-bit PNG", "PNG in disguise", "progressive"])
@@ -101,7 +103,7 @@ def test_an_odd_image_looks_like_the_photograph(what):
 
 
 def test_postscript_is_no_image_and_never_interpreted():
-    with pytest.raises(OSError, match="cannot identify image file"):
+    with pytest.raises(ValueError, match="no image of a format that is read"):
         decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n")
 
 

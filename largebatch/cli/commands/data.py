@@ -15,7 +15,6 @@ from largebatch.config.groups import DatasetConfig
 if TYPE_CHECKING:
     from largebatch.data.layouts import Opened
 
-_SHOWN = 20  # lines of one kind of finding
 _ROOT = Word("root", None, "The directory that dataset.root names. By default $LARGEBATCH_DATA.")
 _DATASET = Word(
     "dataset",
@@ -23,13 +22,23 @@ _DATASET = Word(
     "imagenet: it must be ImageNet-1k, with its 1000 synsets; imagefolder: any classes.",
     ("imagefolder", "imagenet"),
 )
+_LAYOUT = Word(
+    "layout",
+    "auto",
+    "What is read where root holds several: folders, the official archives, shards or parquet files.",
+    ("auto", "folders", "archives", "shards", "parquet"),
+)
 _PROCESSES = Word("processes", None, "How many processes read images at once. By default one a core.")
 _LAYOUTS = (
-    "A root is taken as it lies there. Class folders: train/ and val/, each with one folder of images a class. The "
-    "official archives, unopened: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz "
+    "A root is taken as it lies there. Class folders: train/ and val/, each with one folder of images a class; or "
+    "Kaggle's ILSVRC/Data/CLS-LOC, whose validation images lie in one folder, with LOC_val_solution.csv. The official "
+    "archives, unopened: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz "
     "(or what it holds). WebDataset's shards: .tar with a .jpg and a .cls an image. Hugging Face's parquet files. "
     "Shards and parquet files lie in root, data/, train/ or val/, and are told apart by train or val (validation) in "
-    "their names or their directory's.",
+    "their names or their directory's. Where a root holds archives beside class folders, as torchvision's does, the "
+    "folders are read; layout= chooses another.",
+    "Hidden files and system folders (._x.jpg, .DS_Store, lost+found, @eaDir, Thumbs.db) are neither images nor "
+    "classes. They, and files that have no ending of an image, are left out and counted on the first line.",
     "Archives and parquet files are indexed once, and images are read from them in place: nothing is unpacked. The "
     "index is kept beside them as largebatch-index.safetensors, or in $LARGEBATCH_CACHE (else ~/.cache/largebatch) "
     "where they cannot be written. It is made anew when a file's size or time of change is another. train makes it "
@@ -47,7 +56,7 @@ class _Verb:
     run: Callable[[Given], int]
 
 
-def _opened(given: Given, anew: bool = False) -> Opened:
+def _opened(given: Given, anew: bool = False, tolerant: bool = False) -> Opened:
     from largebatch.data.layouts import open_splits
 
     config = DatasetConfig(
@@ -69,8 +78,9 @@ def _opened(given: Given, anew: bool = False) -> Opened:
         on_error="stop",
         holdout=None,
         holdout_seed=0,
+        layout=str(given.text("layout")),
     )
-    return open_splits(config, anew)
+    return open_splits(config, anew, tolerant)
 
 
 def _processes(given: Given) -> int:
@@ -91,28 +101,23 @@ def _verify(given: Given) -> int:
     from largebatch.data.check import verify
 
     processes = _processes(given)
-    opened = _opened(given)
+    opened = _opened(given, tolerant=True)
     print(opened.line)
     verdict = verify(opened, given.text("dataset") == "imagenet", processes)
-    _list("cannot be decoded", verdict.corrupt)
-    _list("are of the wrong number", verdict.counts)
-    _list("are there several times", [" = ".join(group) for group in verdict.duplicates])
-    wrong = bool(verdict.corrupt or verdict.counts)
+    for title, lines in (
+        ("corrupt, cannot be decoded", verdict.corrupt),
+        ("suspect, libjpeg warns of damage or the name is not text", verdict.suspect),
+        ("of the wrong number", verdict.counts),
+        ("not the archives that were published", verdict.archives),
+        ("there several times", verdict.duplicates),
+    ):
+        if lines:
+            print(f"These are {title}:", *lines, sep="\n  ")
     print(
-        f"{verdict.images:,} images: {len(verdict.corrupt):,} corrupt, {len(verdict.counts):,} wrong counts, "
-        f"{sum(len(group) - 1 for group in verdict.duplicates):,} that repeat another."
+        f"{verdict.images:,} images: {len(verdict.corrupt):,} corrupt, {len(verdict.suspect):,} suspect, "
+        f"{len(verdict.counts):,} wrong counts, {len(verdict.duplicates):,} that repeat another."
     )
-    return FAULT if wrong else 0
-
-
-def _list(title: str, lines: list[str]) -> None:
-    if not lines:
-        return
-    print(f"These {title}:")
-    for line in lines[:_SHOWN]:
-        print(f"  {line}")
-    if len(lines) > _SHOWN:
-        print(f"  and {len(lines) - _SHOWN:,} more")
+    return FAULT if verdict.corrupt or verdict.suspect or verdict.counts or verdict.archives else 0
 
 
 def _stats(given: Given) -> int:
@@ -151,6 +156,7 @@ VERBS = {
             (
                 _ROOT,
                 _DATASET,
+                _LAYOUT,
                 Word("anew", "false", "Make it again though it still holds.", ("true", "false")),
             ),
             (("data index root=/data/imagenet dataset=imagenet", "before the first run"),),
@@ -161,12 +167,17 @@ VERBS = {
     "verify": _Verb(
         Vocabulary(
             "data verify",
-            "Read and decode every image: corrupt ones are named with archive and offset, equal ones are found by a "
-            "hash of their bytes, and with dataset=imagenet the images of every class are counted.",
-            (_ROOT, _DATASET, _PROCESSES),
+            "Read and decode every image, and name with archive and offset those that are corrupt (they cannot be "
+            "decoded) or suspect (libjpeg warns of missing, zeroed or superfluous data, which training would not "
+            "notice). Equal ones are found by a hash of their bytes. With dataset=imagenet images of each class are "
+            "counted, and the official archives are held against their published MD5 sums.",
+            (_ROOT, _DATASET, _LAYOUT, _PROCESSES),
             (("data verify root=/data/imagenet dataset=imagenet", "every image of ImageNet"),),
             (
-                "Exit status: 0 all is well; 1 images are corrupt, or counts are wrong; 2 the layout cannot be read. "
+                "JPEGs are decoded by simplejpeg, whose libjpeg-turbo is the one of Pillow and tells its warnings; "
+                "others by Pillow. Directories that cannot be read, FIFOs and names that are no text are findings too.",
+                "Exit status: 0 all is well; 1 something is corrupt, suspect, or of a wrong number or MD5 sum; 2 the "
+                "layout cannot be read. "
                 "ImageNet itself has images that repeat another: these are listed, and nothing is wrong.",
             ),
         ),
@@ -176,7 +187,7 @@ VERBS = {
         Vocabulary(
             "data stats",
             "Print how many images and classes there are, and of some images, evenly spread, bytes, sizes and formats.",
-            (_ROOT, _DATASET, _PROCESSES, Word("images", "2000", "How many of each split are looked at.")),
+            (_ROOT, _DATASET, _LAYOUT, _PROCESSES, Word("images", "2000", "How many of each split are looked at.")),
             (("data stats root=/data/imagenet", "what is there"),),
         ),
         _stats,

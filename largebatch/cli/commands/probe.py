@@ -46,7 +46,7 @@ class Asked:
 
 OURS = tuple(field.name for field in dataclasses.fields(Asked))
 # What may be said beside a recorded run; all else is as it was trained.
-FREE = ("probe", "device", "threads", "loader", "dataset.root", "dataset.on_error")
+FREE = ("probe", "device", "threads", "loader", "dataset.root", "dataset.layout", "dataset.on_error")
 
 
 def probe(values: Values) -> Outcome:
