@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from largebatch.base.errors import UserError, at_least, one_of
 from largebatch.offloading.groups import GROUPS, Grouping, Part, bears, cut, whole
+from largebatch.offloading.guard import check_uncompiled
+from largebatch.offloading.passes import Passes, check_mode
+from largebatch.offloading.resident import Resident
 from largebatch.offloading.statistics import Statistics
-from largebatch.offloading.submodule import Submodules, check_mode
+from largebatch.offloading.submodule import Cut, Submodules
 from largebatch.offloading.transport import Transport, make_transport
 from largebatch.offloading.whole_models import Models
 
 MODES = ("none", "submodule", "model")
-_offloaded: WeakKeyDictionary[nn.Module, Submodules | Models] = WeakKeyDictionary()
+_offloaded: WeakKeyDictionary[nn.Module, Passes] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -35,9 +38,12 @@ def offload(
     """Evaluate a model on a device that need not hold all of its weights.
 
     Inside the context the model is called as usual, in evaluation mode; gradients are off. Its weights live in host
-    memory (pinned for CUDA) and are copied to the device, never back. Inputs on another device are taken there, and
-    outputs returned to where they came from. Weights may not be changed meanwhile. When the context ends, also by an
-    exception, the model is as it was, on the CPU.
+    memory (pinned for CUDA) and are copied to the device; a buffer or weight that a pass writes is copied back. Inputs
+    on another device are taken there, and outputs returned to where they came from. When the context ends, also by an
+    exception, the model is as it was, on the CPU: with what was written, and in the same memory where somebody else
+    sees it.
+
+    Threads that call a model wait for each other, but for ``none``. In ``submodule`` a pass stays in one thread.
 
         with offload(model.eval(), "cuda", budget=200_000_000) as statistics:
             logits = model(images)
@@ -75,12 +81,13 @@ def offload(
     statistics = Statistics(mode)
     # Views that are made under inference_mode may not become parameters.
     with ExitStack() as stack, torch.inference_mode(False), torch.no_grad():
-        stack.enter_context(_without_gradients(models))
-        machine: Submodules | Models
-        if mode == "model":
+        machine: Passes
+        if mode == "none":
+            machine = _none(models, budget, transport, statistics)
+        elif mode == "model":
             machine = _turns(models, budget, transport, statistics, prefetch)
         else:
-            machine = _ring(models, mode, groups, budget, transport, statistics, prefetch)
+            machine = _ring(models, Cut(groups, budget, 2 if prefetch else 1), transport, statistics)
         stack.enter_context(_registered(models, machine))
         machine.start(stack)
         held = stack.pop_all()
@@ -114,30 +121,26 @@ def each(model: nn.Module, batches: Iterable[Tensor], batches_per_load: int = 1)
     return map(model, batches)
 
 
+def _none(
+    models: Mapping[str, nn.Module], budget: int | None, transport: Transport, statistics: Statistics
+) -> Resident:
+    regions = tuple(region for part in whole(models) for region in part.regions)
+    grouping = Grouping((), Part((), regions), 0)
+    if budget is not None and budget < grouping.peak:
+        raise UserError(
+            f"budget={budget:,} bytes is too small: with mode=none all {grouping.peak:,} bytes of weights stay on "
+            "the device. Use mode=submodule."
+        )
+    return Resident(models, grouping, transport, statistics)
+
+
 def _ring(
-    models: Mapping[str, nn.Module],
-    mode: str,
-    groups: str,
-    budget: int | None,
-    transport: Transport,
-    statistics: Statistics,
-    prefetch: bool,
-) -> Submodules:
-    if mode == "none":
-        regions = tuple(region for part in whole(models) for region in part.regions)
-        grouping = Grouping((), Part((), regions), 0)
-        if budget is not None and budget < grouping.peak:
-            raise UserError(
-                f"budget={budget:,} bytes is too small: with mode=none all {grouping.peak:,} bytes of weights stay on "
-                "the device. Use mode=submodule."
-            )
-    else:
-        grouping = cut(models, groups, budget, 2 if prefetch else 1)
-    statistics.groups = len(grouping.parts)
-    statistics.kept_bytes = grouping.kept.size
-    statistics.weight_bytes = grouping.kept.size + sum(part.size for part in grouping.parts)
-    statistics.planned_peak_bytes = statistics.peak_bytes = grouping.peak
-    return Submodules(models, grouping, transport, statistics, prefetch)
+    models: Mapping[str, nn.Module], wanted: Cut, transport: Transport, statistics: Statistics
+) -> Submodules | Resident:
+    grouping = cut(models, wanted.kind, wanted.budget, wanted.slots)
+    if not grouping.parts:
+        return Resident(models, grouping, transport, statistics)
+    return Submodules(models, grouping, wanted, transport, statistics)
 
 
 def _turns(
@@ -163,40 +166,14 @@ def _turns(
 
 
 @contextmanager
-def _registered(models: Mapping[str, nn.Module], machine: Submodules | Models) -> Iterator[None]:
+def _registered(models: Mapping[str, nn.Module], machine: Passes) -> Iterator[None]:
     modules = [module for model in models.values() for module in model.modules()]
-    hooks = [
-        module.register_load_state_dict_pre_hook(_refuse_loading)  # type: ignore[no-untyped-call]
-        for module in modules
-    ]
     try:
         _offloaded.update(dict.fromkeys(modules, machine))
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
         for module in modules:
             _offloaded.pop(module, None)
-
-
-def _refuse_loading(module: nn.Module, *_: Any) -> None:
-    raise UserError(
-        "load_state_dict was called inside of an offloading context, where some weights are copies on the device and "
-        "would be lost: load them before, or after it."
-    )
-
-
-@contextmanager
-def _without_gradients(models: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Autocast keeps its casts of weights that want gradients, and so would fill the device with them."""
-    wanting = {parameter for model in models.values() for parameter in model.parameters() if parameter.requires_grad}
-    try:
-        for parameter in wanting:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in wanting:
-            parameter.requires_grad_(True)
 
 
 def _check_apart(models: Mapping[str, nn.Module]) -> None:
@@ -215,11 +192,7 @@ def _check(name: str, model: nn.Module) -> None:
     for path, module in model.named_modules(prefix=name):
         if module in _offloaded:
             raise UserError(f"{shown} is offloaded already, by a context around this one: one is enough.")
-        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
-            raise UserError(
-                f"{shown} is compiled, and compiled code does not wait for weights that travel: offload the model "
-                "as it was before torch.compile."
-            )
+        check_uncompiled(path, module)
         if module is model or bears(module, recurse=False):  # Dropout alone may stay as it is
             with torch.no_grad():
                 check_mode(path, module)

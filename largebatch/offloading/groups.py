@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -63,7 +63,25 @@ class Grouping:
         return self.kept.size + self.slots * self.slot_size
 
 
-def cut(models: Mapping[str, nn.Module], kind: str, budget: int | None, slots: int) -> Grouping:
+@dataclass(frozen=True)
+class Learned:
+    """What a pass has shown of a model: who reads weights of modules that it does not call.
+
+    Attributes:
+        readers: Modules that read weights below them: each is brought as a whole.
+        resident: Weights that others read, with their names: they stay on the device.
+    """
+
+    readers: tuple[nn.Module, ...] = ()
+    resident: tuple[tuple[str, Tensor], ...] = ()
+
+
+NOTHING = Learned()
+
+
+def cut(
+    models: Mapping[str, nn.Module], kind: str, budget: int | None, slots: int, learned: Learned = NOTHING
+) -> Grouping:
     """Cut models into parts for one ring of slots.
 
     Args:
@@ -72,6 +90,7 @@ def cut(models: Mapping[str, nn.Module], kind: str, budget: int | None, slots: i
             lists of composite modules; or ``bytes``, neighbouring layers up to the size of the largest one.
         budget: Bytes of weights on the device. What it leaves over keeps parts there, evenly spread; None keeps none.
         slots: Parts on the device at a time.
+        learned: What earlier passes have shown.
 
     Raises:
         UserError: a budget that is below the least.
@@ -79,7 +98,8 @@ def cut(models: Mapping[str, nn.Module], kind: str, budget: int | None, slots: i
     units: list[tuple[str, nn.Module]] = []
     own: list[tuple[str, Tensor]] = []
     for name, model in models.items():
-        _collect(name, model, kind, units, own)
+        _collect(name, model, kind, learned.readers, units, own)
+    own += learned.resident
     parts, kept = _joined(units, own, NORMS)
     if kind == "bytes":
         parts = _packed(parts)
@@ -100,6 +120,39 @@ def _too_small(least: Grouping, budget: int, kind: str) -> str:
         f"budget={budget:,} bytes is too small: the least for these weights is {least.peak:,}, {least.slots} × "
         f"{least.slot_size:,} for {' and '.join(largest.names[:2])}{stay}.{other}"
     )
+
+
+def cut_for_readers(
+    models: Mapping[str, nn.Module],
+    kind: str,
+    budget: int | None,
+    slots: int,
+    reads: Sequence[tuple[nn.Module | None, str, Tensor]],
+) -> Grouping:
+    """Cut models whose modules read the weights of others, in the way that takes less memory.
+
+    Either a reader of weights below it is brought with all of them, or such weights stay on the device; what a module
+    reads elsewhere stays there in any case.
+
+    Args:
+        models: See :func:`cut`.
+        kind: See :func:`cut`.
+        budget: See :func:`cut`.
+        slots: See :func:`cut`.
+        reads: The reader, the weight's name, and the weight.
+    """
+    below: dict[nn.Module, bool] = {}
+    roots = set(models.values())
+    for reader, _, tensor in reads:
+        if reader is not None:
+            inside = any(tensor is own for _, own in tensors_of(reader, ""))
+            below[reader] = below.get(reader, reader not in roots) and inside
+    readers = tuple(reader for reader, inside in below.items() if inside)
+    elsewhere = tuple((name, tensor) for reader, name, tensor in reads if reader not in readers)
+    everything = tuple((name, tensor) for _, name, tensor in reads)
+    ways = Learned(readers, elsewhere), Learned((), everything)
+    best = min(ways, key=lambda way: cut(models, kind, None, slots, way).peak)
+    return cut(models, kind, budget, slots, best)
 
 
 def whole(models: Mapping[str, nn.Module]) -> list[Part]:
@@ -128,7 +181,12 @@ def _is_block(parent: nn.Module, module: nn.Module) -> bool:
 
 
 def _collect(
-    prefix: str, model: nn.Module, kind: str, units: list[tuple[str, nn.Module]], own: list[tuple[str, Tensor]]
+    prefix: str,
+    model: nn.Module,
+    kind: str,
+    readers: Collection[nn.Module],
+    units: list[tuple[str, nn.Module]],
+    own: list[tuple[str, Tensor]],
 ) -> None:
     """Add the modules that are brought as a whole, and the tensors above them."""
     seen = {module for _, module in units}
@@ -140,7 +198,8 @@ def _collect(
         block = kind == "blocks" and parent is not None and _is_block(parent, module)
         if block:
             block = not any(_is_block(inner, child) for inner in module.modules() for child in inner.children())
-        if block or isinstance(module, WHOLE) or not any(bears(child) for child in module.children()):
+        together = block or isinstance(module, WHOLE) or module in readers
+        if together or not any(bears(child) for child in module.children()):
             units.append((name, module))
             return
         own.extend(tensors_of(module, name, recurse=False))

@@ -22,7 +22,8 @@ class _Stopped(BaseException):
 class Turn:
     """One batch's way through the model, in a thread that runs only while it is its turn."""
 
-    def __init__(self, model: nn.Module, batch: Tensor, device: torch.device) -> None:
+    def __init__(self, owner: object, model: nn.Module, batch: Tensor, device: torch.device) -> None:
+        self.owner = owner
         self.wants: Group | None = None  # before its first group: nothing
         self.output: Any = None
         self.error: BaseException | None = None
@@ -88,21 +89,23 @@ class _Setting:
             yield
 
 
-def current() -> Turn | None:
-    """Return whose turn this thread is."""
-    return getattr(_here, "turn", None)
+def current(owner: object) -> Turn | None:
+    """Return whose turn this thread is, among the batches that ``owner`` runs."""
+    turn: Turn | None = getattr(_here, "turn", None)
+    return turn if turn is not None and turn.owner is owner else None
 
 
-def run(model: nn.Module, batches: Sequence[Tensor], bring: Any, device: torch.device) -> list[Any]:
+def run(owner: object, model: nn.Module, batches: Sequence[Tensor], bring: Any, device: torch.device) -> list[Any]:
     """Return the model's outputs, of batches that go through it together, group by group.
 
     Args:
+        owner: Whose hooks the model has.
         model: Its hooks call :meth:`Turn.ask` of the turn that is :func:`current`.
         batches: As many as activations fit on the device.
         bring: Has a group on the device.
         device: Where it computes: batches may still be elsewhere.
     """
-    turns = [Turn(model, batch, device) for batch in batches]
+    turns = [Turn(owner, model, batch, device) for batch in batches]
     try:
         while waiting := [turn for turn in turns if not turn.done]:
             wanted = waiting[0].wants

@@ -19,7 +19,7 @@ class Statistics:
         uploads: Groups that were brought to the device. A pass over G groups makes G; with ``prefetch``, the first
             one of a pass that never came is included.
         bytes_to_device: What uploads and kept weights moved.
-        bytes_from_device: Weights that were copied back: 0, since the host's copy is never out of date.
+        bytes_from_device: Weights and buffers that were copied back: 0 where the model writes into none.
         passes: Calls of the model, or of all models.
         departures: Times that something else was needed than the first batch had shown.
     """
