@@ -18,28 +18,6 @@ COMPILER = os.path.join("_dynamo", "eval_frame.py")  # noqa: PTH118  # the end o
 COMPILED = "compiled code does not wait for weights that travel: offload the model as it was before torch.compile"
 
 
-class _Refusal:
-    """Stands in a module for as long as it is offloaded, and raises where the module is copied or pickled with it."""
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._call(*args, **kwargs)
-
-    def __deepcopy__(self, memo: Any) -> NoReturn:
-        raise UserError(
-            "a model was copied inside of an offloading context, where its weights are views of memory that travels: "
-            "call copy.deepcopy before the context, or after it."
-        )
-
-    def __reduce__(self) -> NoReturn:
-        raise UserError(
-            "a model was pickled inside of an offloading context, where its weights are views of memory that travels: "
-            "save model.state_dict(), or the model before the context, or after it."
-        )
-
-
 class Guard:
     """Takes hold of what would move, copy or load the weights of modules while they are offloaded.
 
@@ -54,18 +32,20 @@ class Guard:
     def start(self, stack: ExitStack) -> None:
         """Stand in every module until ``stack`` ends."""
         for module in self._modules:
-            loading = module.register_load_state_dict_pre_hook(_Refusal(_refuse_loading))  # type: ignore[no-untyped-call]
+            loading = module.register_load_state_dict_pre_hook(_refuse_loading)  # type: ignore[no-untyped-call]
             stack.callback(loading.remove)
             saving = module.register_state_dict_post_hook(_Saving(self._saved))  # type: ignore[no-untyped-call]
             stack.callback(saving.remove)
             for name, call in (
                 ("_apply", self._apply(module)),  # of .half(), .to() and the like
                 ("share_memory", _refuse_sharing),
+                ("__deepcopy__", _refuse_copying),
+                ("__reduce_ex__", _refuse_pickling),
                 ("__prepare_scriptable__", _refuse_scripting),
             ):
                 before = module.__dict__.get(name)
                 stack.callback(_put_back, module, name, before)
-                module.__dict__[name] = _Refusal(call)
+                module.__dict__[name] = call
 
     def _apply(self, module: nn.Module) -> Callable[..., nn.Module]:
         def apply(change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
@@ -162,6 +142,20 @@ def _refuse_loading(*_: Any) -> NoReturn:
 
 def _refuse_sharing() -> NoReturn:
     raise UserError("share_memory was called inside of an offloading context: call it before, or after it.")
+
+
+def _refuse_copying(memo: Any) -> NoReturn:
+    raise UserError(
+        "a model was copied inside of an offloading context, where its weights are views of memory that travels: "
+        "call copy.deepcopy before the context, or after it."
+    )
+
+
+def _refuse_pickling(protocol: Any) -> NoReturn:
+    raise UserError(
+        "a model was pickled inside of an offloading context, where its weights are views of memory that travels: "
+        "save model.state_dict(), or the model before the context, or after it."
+    )
 
 
 def _refuse_scripting() -> NoReturn:

@@ -56,6 +56,7 @@ class Passes:
             stack.callback(model.register_forward_hook(self._ending(name)).remove)
             stack.callback(model.register_forward_hook(self._leaving(name), always_call=True).remove)
             border.guard(model, stack)
+            stack.callback(model.register_forward_pre_hook(_check_call(name), prepend=True).remove)  # the first of all
         Guard(self._modules, self._saved).start(stack)
         stack.callback(self._gate.close)
 
@@ -100,8 +101,6 @@ class Passes:
 
     def _beginning(self, name: str) -> Any:
         def begin(module: nn.Module, args: Any) -> None:
-            check_mode(name, module)
-            check_call()
             if lockstep.current(self) is None and (self.shared or self._gate.enter(name, may_wait=True)):
                 self._start_pass(name)
 
@@ -221,6 +220,14 @@ class Passes:
             for one in {id(tensor): tensor, id(value): value}.values():
                 if isinstance(one, Tensor) and one.device.type != "cpu":
                     one.data = one.data.cpu()
+
+
+def _check_call(name: str) -> Any:
+    def check(module: nn.Module, args: Any) -> None:
+        check_call()
+        check_mode(name, module)
+
+    return check
 
 
 def check_mode(name: str, module: nn.Module) -> None:
