@@ -15,6 +15,8 @@ from largebatch.offloading.plan import Plan, choose, make_plans, measure_bus
 def plan(session: Session) -> dict[str, Any]:
     """Measure the way to the device, and return what every mode would take.
 
+    One image goes through each network on the CPU: whose modules read each other's weights shows in a pass.
+
     Returns:
         ``plans``, a mapping a mode: ``mode``, ``peak_bytes`` (of weights on the device), ``moved_bytes``,
         ``copy_seconds`` (on the bus), ``seconds`` (with computing where that is known, beside which copies go on) and
@@ -30,7 +32,11 @@ def plan(session: Session) -> dict[str, Any]:
     plans = make_plans(session.models, loads, bus, compute or 0.0, *how)
     # Under submodule each network has the whole budget for itself, in its turn.
     share = (compute or 0.0) / len(session.models)
-    turns = [make_plans({name: model}, loads, bus, share, *how)[1] for name, model in session.models.items()]
+    start = session.cuts[0].start
+    image = next(session.source.validation([range(start, start + 1)])).images.cpu()
+    turns = [
+        make_plans({name: model}, loads, bus, share, *how, {name: image})[1] for name, model in session.models.items()
+    ]
     plans[1] = Plan(
         plans[1].mode,
         peak_bytes=max(one.peak_bytes for one in turns),

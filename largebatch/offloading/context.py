@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -67,8 +68,9 @@ def offload(
     Raises:
         UserError: a budget below the least, a device that is not here, a model that is on a device already, in
             training mode, compiled, or offloaded already; but for ``model``, one that is a part of another. From
-            inside: training mode or gradients switched on again, weights loaded, and in ``submodule`` a module that
-            reads another one's weight, or writes into its own.
+            inside: training mode or gradients switched on again; weights loaded, replaced, or changed in type; the
+            model copied, pickled or compiled; in ``submodule`` a pass that runs in several threads, or whose modules
+            read weights of others for which the budget has no room.
     """
     one_of("mode", mode, MODES)
     one_of("groups", groups, GROUPS)
@@ -119,6 +121,49 @@ def each(model: nn.Module, batches: Iterable[Tensor], batches_per_load: int = 1)
             )
         return machine.each(model, batches, batches_per_load)
     return map(model, batches)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """How models are cut for ``submodule`` once their first passes have been seen.
+
+    Attributes:
+        grouping: The cut.
+        passes: Passes before the last cut; 0 where the first one holds.
+        moved: Bytes that went to the device in them.
+        peak: Bytes on the device at most, in them too.
+    """
+
+    grouping: Grouping
+    passes: int
+    moved: int
+    peak: int
+
+
+def rehearse(
+    models: Mapping[str, nn.Module], examples: Mapping[str, Tensor], budget: int | None, groups: str, prefetch: bool
+) -> Rehearsal:
+    """Send an example through each model on the CPU, as often as it takes to see how they would be cut.
+
+    Args:
+        models: See :func:`offload`.
+        examples: An input for each, by the same names.
+        budget: See :func:`offload`.
+        groups: See :func:`offload`.
+        prefetch: See :func:`offload`.
+
+    Raises:
+        UserError: the budget is below the least.
+    """
+    with offload(models, "cpu", budget=budget, groups=groups, prefetch=prefetch) as statistics:
+        machine = _offloaded[next(iter(models.values()))]
+        assert isinstance(machine, Submodules | Resident)
+        if isinstance(machine, Resident):
+            return Rehearsal(machine.grouping, 0, 0, statistics.peak_bytes)
+        for name, model in models.items():
+            while not machine.is_learned(name):
+                model(examples[name])
+        return Rehearsal(machine.grouping, *machine.spent, statistics.peak_bytes)
 
 
 def _none(

@@ -214,8 +214,12 @@ class Group:
         self._pinned = False
         self.host = torch.empty(0, dtype=torch.uint8)
 
+    @torch.inference_mode(False)
     def views(self, memory: Tensor) -> Views:
-        """Return the tensors as views of ``memory``: uint8, ``size`` or more of it."""
+        """Return the tensors as views of ``memory``: uint8, ``size`` or more of it.
+
+        Outside of inference_mode, whose tensors have no version counter.
+        """
         return Views(place.view(memory, place.start) for place in self._places)
 
     def point(self, views: Views) -> None:
@@ -228,6 +232,7 @@ class Group:
         _point(self.tensors[: len(self._home)], self._home)
         self._pointed = self._home
 
+    @torch.inference_mode(False)
     def lend(self, number: int, memory: Tensor | None) -> None:
         """Let one region's tensors be views of ``memory``, or those in host memory again."""
         span = self._spans[number]

@@ -114,7 +114,7 @@ class Passes:
         self._begin(name)
         if name not in self._seen and self._watch is None:
             self._seen.add(name)
-            self._watch = Watch(self._models, self._read, self._note)
+            self._watch = Watch(self._models, self._read, self._note, self._left)
             self._watch.begin(name)
 
     def _ending(self, name: str) -> Any:
@@ -163,6 +163,9 @@ class Passes:
             memory = self._memory_of(group)
             if memory is not None and address(memory) == address(tensor) != 0:
                 group.always.add(group.region_at(tensor.data_ptr() - memory.data_ptr()))
+
+    def _left(self, module: nn.Module) -> None:
+        """Note that a module has run in a watched pass."""
 
     def _carry(self) -> None:
         """Bring what was written on the device to host memory."""

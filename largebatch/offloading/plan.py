@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
 
 from largebatch.base.errors import UserError
+from largebatch.offloading.context import Rehearsal, rehearse
 from largebatch.offloading.flat import pages
 from largebatch.offloading.groups import cut, whole
 from largebatch.offloading.transport import Slot, Transport, make_transport
@@ -129,6 +130,7 @@ def make_plans(
     budget: int | None = None,
     groups: str = "bytes",
     prefetch: bool = True,
+    examples: Mapping[str, Tensor] | None = None,
 ) -> list[Plan]:
     """Plan each mode for models on the CPU, as :func:`largebatch.offloading.offload` would cut them.
 
@@ -140,19 +142,43 @@ def make_plans(
         budget: Bytes of weights on the device; None for the least of each mode.
         groups: As for ``offload``.
         prefetch: As for ``offload``.
+        examples: An input for each model, which is sent through it: its modules may read each other's weights, and
+            then a first pass cuts it otherwise. Left out, they are taken to read their own.
     """
     sizes = [part.size for part in whole(models)]
-    slots = 2 if prefetch else 1
     try:
-        grouping = cut(models, groups, budget, slots)
-    except UserError:  # below the least: the plan says what that is
-        grouping = cut(models, groups, None, slots)
+        seen = _cut(models, groups, budget, prefetch, examples)
+    except UserError:  # below the least: the plan gives that
+        seen = _cut(models, groups, None, prefetch, examples)
+    grouping, passes = seen.grouping, seen.passes if len(models) == 1 else 0
     parts = [part.size for part in grouping.parts]
+    learned = plan_submodules(parts, grouping.kept.size, grouping.slots, max(loads - passes, 0), bus, compute, budget)
+    learning = bus.seconds([seen.moved]) if seen.moved else 0.0
     return [
         plan_resident(sizes, bus, compute, budget),
-        plan_submodules(parts, grouping.kept.size, grouping.slots, loads, bus, compute, budget),
+        replace(
+            learned,
+            peak_bytes=seen.peak,
+            fits=budget is None or seen.peak <= budget,
+            moved_bytes=learned.moved_bytes + seen.moved,
+            copy_seconds=learned.copy_seconds + learning,
+            seconds=learned.seconds + learning,
+        ),
         plan_models(sizes, bus, compute, budget, prefetch),
     ]
+
+
+def _cut(
+    models: Mapping[str, nn.Module],
+    groups: str,
+    budget: int | None,
+    prefetch: bool,
+    examples: Mapping[str, Tensor] | None,
+) -> Rehearsal:
+    if examples is None:
+        grouping = cut(models, groups, budget, 2 if prefetch else 1)
+        return Rehearsal(grouping, 0, 0, grouping.peak)
+    return rehearse(models, examples, budget, groups, prefetch)
 
 
 def measure_bus(device: torch.device | str, seconds: float = 2.0, transport: Transport | None = None) -> Bus:

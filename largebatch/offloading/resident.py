@@ -54,7 +54,11 @@ class Kept:
 
 
 class Resident(Passes):
-    """All weights on the device. Several threads may compute at a time."""
+    """All weights on the device. Several threads may compute at a time.
+
+    Attributes:
+        grouping: How the models are cut: nothing travels.
+    """
 
     shared = True
 
@@ -62,7 +66,7 @@ class Resident(Passes):
         self, models: Mapping[str, nn.Module], grouping: Grouping, transport: Transport, statistics: Statistics
     ) -> None:
         super().__init__(models, transport, statistics)
-        self._regions = grouping.kept.regions
+        self.grouping = grouping
         self._kept = Kept(transport, statistics)
         self._tally = threading.RLock()
         size = grouping.kept.size
@@ -76,7 +80,7 @@ class Resident(Passes):
         return self._kept.memory
 
     def _move_in(self) -> None:
-        self._kept.move_in(self._regions)
+        self._kept.move_in(self.grouping.kept.regions)
 
     def _move_out(self) -> None:
         try:

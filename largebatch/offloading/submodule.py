@@ -65,8 +65,10 @@ class Submodules(Passes):
         self._where: dict[Group, Slot] = {}  # also groups that are on their way
         self._current: Group | None = None
         self._lent: dict[tuple[Group, int], Slot] = {}
+        self._borrowers: list[nn.Module | None] = []  # to whom
         self._reads: list[tuple[nn.Module | None, str, Tensor]] = []  # of weights that were lent
         self._known = 0  # of them, when the models were last cut
+        self.spent = (0, 0)  # passes before that, and the bytes that they moved
         self._failure: UserError | None = None
         self._orders: dict[str, list[Group]] = {}  # of each model's first pass
         self._model: str | None = None  # that runs; None where a model's modules are called without it
@@ -269,12 +271,7 @@ class Submodules(Passes):
         self._statistics.peak_bytes = max(self._statistics.peak_bytes, now)
 
     def _give_back(self) -> None:
-        lent, self._lent = self._lent, {}
-        for (group, number), slot in lent.items():
-            self._take_strayed(group)
-            self._statistics.bytes_from_device += group.carry(slot.memory, number)
-            group.lend(number, None)
-            self._transport.release(slot)
+        self._take_back()
         current, self._current = self._current, None
         if current is not None:
             slot = self._where.pop(current)
@@ -286,6 +283,19 @@ class Submodules(Passes):
                 self._transport.record(slot)
             if torch.is_autocast_enabled(self._transport.device.type):
                 torch.clear_autocast_cache()  # of casts of these weights, which would fill the device
+
+    def _take_back(self) -> None:
+        """Take back what was lent."""
+        lent, self._lent, self._borrowers = self._lent, {}, []
+        for (group, number), slot in lent.items():
+            self._take_strayed(group)
+            self._statistics.bytes_from_device += group.carry(slot.memory, number)
+            group.lend(number, None)
+            self._transport.release(slot)
+
+    def _left(self, module: nn.Module) -> None:
+        if module in self._borrowers:
+            self._take_back()
 
     def _read(self, tensor: Tensor, reader: nn.Module | None) -> Tensor:
         """Lend a weight to a module that reads it, although no module that has it computes."""
@@ -314,6 +324,7 @@ class Submodules(Passes):
         with torch.inference_mode(False):
             slot = self._transport.allocate(region.size)
         self._lent[group, number] = slot
+        self._borrowers.append(reader)
         self._count()
         self._transport.copy(slot, group.region_bytes(number))
         self._transport.wait(slot)
@@ -343,6 +354,7 @@ class Submodules(Passes):
         self._move_out()
         self._groups, self._group_of, self._hosts, self._numbers = [], {}, {}, {}
         self._known = len(self._reads)
+        self.spent = (self._statistics.passes + 1, self._statistics.bytes_to_device)
         wanted = self._wanted
         try:
             self._grouping = cut_for_readers(self._models, wanted.kind, wanted.budget, wanted.slots, self._reads)

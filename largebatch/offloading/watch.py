@@ -23,6 +23,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         models: Whose modules run, by name.
         read: Gets a tensor of some weight's memory and the innermost module that runs; returns what to compute with.
         written: Gets a tensor that an operation has written.
+        left: Gets a module that has run.
     """
 
     def __init__(
@@ -30,10 +31,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         models: Mapping[str, nn.Module],
         read: Callable[[Tensor, nn.Module | None], Tensor],
         written: Callable[[Tensor], None],
+        left: Callable[[nn.Module], None],
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._paused = False
-        self._models, self._read, self._note = models, read, written
+        self._models, self._read, self._note, self._left = models, read, written, left
         self._name, self._thread = "", 0
         self._running: list[nn.Module] = []
         self._stack = ExitStack()
@@ -72,6 +74,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._running.pop()
+        with self.pause():
+            self._left(module)
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None

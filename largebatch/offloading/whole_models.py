@@ -126,8 +126,7 @@ class Models(Passes):
             self._copy(slot, group)
         self._transport.wait(slot)
         if group not in self._pointed:
-            with torch.inference_mode(False):
-                group.point(group.views(slot.memory))
+            group.point(group.views(slot.memory))
             self._pointed.add(group)
         self._current = group
         following = self._next.get(group)

@@ -97,9 +97,7 @@ def test_branches_in_other_threads_are_refused_where_weights_take_turns(first):
             if first is None:
                 model(batch)
             model.pool = pool
-            with pytest.raises(
-                UserError, match=r"is called by thread .* while thread MainThread is .*mode=no"
-            ):
+            with pytest.raises(UserError, match=r"is called by thread .* while thread MainThread is .*mode=no"):
                 model(batch)
             model.pool = None
             assert torch.equal(model(batch), expected)
