@@ -120,7 +120,7 @@ def make_photographs(root: Path, files: DatasetConfig, count: int) -> DatasetCon
 def write_photographs(root: Path, count: int) -> None:
     """Write JPEGs of ImageNet's size in its layout: ``count`` training images, and a few of validation.
 
-    Windows of the photographs that scikit-learn brings along, and scikit-image where it is installed, scaled to
+    Windows of the photograph in matplotlib's sample data, and of scikit-image's where it is installed, scaled to
     500×375 or upright, with grain: about 110 KB each, as ImageNet's are. They are the same each time.
     """
     originals, chance, noise = _photographs(), random.Random(0), np.random.default_rng(0)
@@ -145,11 +145,12 @@ def _save(image: Image.Image, path: Path) -> None:
 
 
 def _photographs() -> list[Image.Image]:
-    from sklearn.datasets import load_sample_images
+    from matplotlib.cbook import get_sample_data
 
-    images = load_sample_images().images
+    with Image.open(get_sample_data("grace_hopper.jpg", asfileobj=False)) as image:
+        images = [image.convert("RGB")]
     if importlib.util.find_spec("skimage"):
         from skimage import data
 
-        images += [getattr(data, name)() for name in COLOUR_PHOTOGRAPHS]
-    return [Image.fromarray(image) for image in images]
+        images += [Image.fromarray(getattr(data, name)()) for name in COLOUR_PHOTOGRAPHS]
+    return images

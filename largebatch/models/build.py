@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from largebatch.base.errors import UserError, nearest
 from largebatch.config.groups import ModelConfig
-from largebatch.models.resnet import SmallResNet
+from largebatch.models.resnet import SmallResNet, block_types
 
 
 def build_model(config: ModelConfig, classes: int, channels: int) -> nn.Module:
@@ -41,7 +41,7 @@ def build_on_meta(config: ModelConfig, classes: int, channels: int) -> nn.Module
 
 
 def check_shapes(config: ModelConfig, classes: int, images: tuple[int, int, int, int]) -> None:
-    """Send shapes of a worker's batch through a network in training mode.
+    """Send the shapes of a worker's batch through a network in training mode.
 
     Args:
         config: The network.
@@ -52,9 +52,16 @@ def check_shapes(config: ModelConfig, classes: int, images: tuple[int, int, int,
         UserError: n = 1 with BatchNorm over a 1×1 map, images that the network cannot take, or an output that
             is not logits alone.
     """
-    model = build_on_meta(config, classes, images[1]).train()
+    if config.source == "own":  # on the meta device a pass would import PyTorch's compiler: two samples take less time
+        with torch.random.fork_rng(devices=[]):
+            model = build_model(config, classes, images[1])
+        batch = torch.zeros(min(images[0], 2), *images[1:])
+    else:
+        model, batch = build_on_meta(config, classes, images[1]), torch.empty(images, device="meta")
+    model.train()
     try:
-        logits = model(torch.empty(images, device="meta"))
+        with torch.no_grad():
+            logits = model(batch)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
@@ -66,7 +73,7 @@ def check_shapes(config: ModelConfig, classes: int, images: tuple[int, int, int,
         raise UserError(
             f"model.name={config.name} does not take images of {images[1]}×{images[2]}×{images[3]}: {error}"
         ) from None
-    if not isinstance(logits, torch.Tensor) or logits.shape != (images[0], classes):
+    if not isinstance(logits, torch.Tensor) or logits.shape != (len(batch), classes):
         raise UserError(
             f"model.name={config.name} does not return logits of shape (n, classes) in training mode, but "
             f"{type(logits).__name__}: networks with auxiliary outputs are not supported."
@@ -111,11 +118,10 @@ def _timm(config: ModelConfig, classes: int, channels: int) -> nn.Module:
 
 def _last_batchnorm(block: nn.Module) -> _BatchNorm | None:
     """Return the last BN on a residual block's main branch, or None for a module that is no such block."""
-    from timm.models import resnet as timm_resnet
-
-    if isinstance(block, Bottleneck | timm_resnet.Bottleneck):
+    last: Any
+    if isinstance(block, block_types("Bottleneck")):
         last = block.bn3
-    elif isinstance(block, BasicBlock | timm_resnet.BasicBlock):
+    elif isinstance(block, block_types("BasicBlock")):
         last = block.bn2
     else:
         return None
@@ -147,7 +153,8 @@ def initialise(model: nn.Module, config: ModelConfig) -> list[str]:
         why = "asked for" if config.init == "own" else "not a residual network whose blocks are known"
         return [f"initialisation is {config.source}'s own ({why})"]
     notes = []
-    for module in model.modules():
+    # On the meta device there is nothing to draw, and a normal distribution there would import PyTorch's compiler.
+    for module in model.modules() if not any(p.is_meta for p in model.parameters()) else ():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
             if module.bias is not None:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.models import ResNet
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from largebatch.models.batchnorm import PerWorker
-from largebatch.models.resnet import SmallResNet
+from largebatch.models.resnet import SmallResNet, block_types
 
 
-class FusedBasicBlock(BasicBlock):  # type: ignore[misc]
-    """torchvision's block of two convolutions, over BatchNorms of :class:`PerWorker`'s."""
+class FusedBasicBlock:
+    """Mixed into a block of two convolutions, over BatchNorms of :class:`PerWorker`'s."""
 
+    conv1: Any
+    conv2: Any
     bn1: Any
     bn2: Any
+    downsample: Any
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the plain block returns."""
@@ -25,11 +27,10 @@ class FusedBasicBlock(BasicBlock):  # type: ignore[misc]
         return joined
 
 
-class FusedBottleneck(Bottleneck):  # type: ignore[misc]
-    """torchvision's block of three convolutions, over BatchNorms of :class:`PerWorker`'s."""
+class FusedBottleneck(FusedBasicBlock):
+    """Mixed into a block of three convolutions, over BatchNorms of :class:`PerWorker`'s."""
 
-    bn1: Any
-    bn2: Any
+    conv3: Any
     bn3: Any
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,6 +39,11 @@ class FusedBottleneck(Bottleneck):  # type: ignore[misc]
         out = self.bn2.then_relu(self.conv2(self.bn1.then_relu(self.conv1(x))))
         joined: Tensor = self.bn3.then_relu(self.conv3(out), shortcut)
         return joined
+
+
+@functools.cache
+def _fused(mixin: type, block: Any) -> type[Any]:
+    return type(mixin.__name__, (mixin, block), {})
 
 
 def fuse(model: nn.Module) -> None:
@@ -52,9 +58,13 @@ def fuse(model: nn.Module) -> None:
         norms = [child for name, child in module.named_children() if name.startswith("bn")]
         if not norms or not all(isinstance(norm, PerWorker) for norm in norms):
             continue
-        if type(module) is BasicBlock:
-            module.__class__ = FusedBasicBlock
-        elif type(module) is Bottleneck:
-            module.__class__ = FusedBottleneck
-        elif isinstance(module, ResNet | SmallResNet):
-            module.bn1.clamps, module.relu = True, nn.Identity()
+        block: Any = module
+        kind: Any = type(block)
+        if not kind.__module__.startswith(("torchvision.", "largebatch.")):
+            continue  # timm's blocks have parts of their own between these
+        if kind in block_types("BasicBlock"):
+            block.__class__ = _fused(FusedBasicBlock, kind)
+        elif kind in block_types("Bottleneck"):
+            block.__class__ = _fused(FusedBottleneck, kind)
+        elif kind in (SmallResNet, *block_types("ResNet")):
+            block.bn1.clamps, block.relu = True, nn.Identity()

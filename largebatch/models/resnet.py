@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 WIDTHS = (16, 32, 64)
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: torchvision's block, whose import takes as long as PyTorch's own.
+
+    Args:
+        inputs: Channels of the input.
+        outputs: Channels of the output.
+        stride: Of the first convolution.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
+        super().__init__()
+        downsample = None
+        if stride != 1 or inputs != outputs:  # made first, as seeds have always drawn its weights
+            convolution = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            downsample = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (batch, outputs, H / stride, W / stride) for (batch, inputs, H, W)."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += shortcut
+        return self.relu(out)  # type: ignore[no-any-return]
 
 
 class SmallResNet(nn.Module):
@@ -44,9 +76,15 @@ class SmallResNet(nn.Module):
         return logits
 
 
+def block_types(name: str) -> tuple[Any, ...]:
+    """Return the classes of residual blocks of this name: ours, torchvision's and timm's.
+
+    A library that is not imported has made no network, and is not imported for its classes: that takes seconds.
+    """
+    modules = map(sys.modules.get, (__name__, "torchvision.models.resnet", "timm.models.resnet"))
+    return tuple(getattr(module, name) for module in modules if hasattr(module, name))
+
+
 def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
-    downsample = None
-    if stride != 1 or inputs != outputs:
-        downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
-    first = BasicBlock(inputs, outputs, stride, downsample)
+    first = BasicBlock(inputs, outputs, stride)
     return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(blocks - 1)))

@@ -14,9 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# A tenth of the time that importing scipy.stats takes.
-from scipy.special import stdtr, stdtrit
-
 from largebatch.base.numbers import mean_and_std
 
 Errors = Sequence[float]
@@ -82,11 +79,15 @@ class Difference:
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """Return the confidence interval that misses the true difference with probability ``level``."""
+        from scipy.special import stdtrit  # imported where used: scipy takes a while, scipy.stats ten times that
+
         half = self.error * float(stdtrit(self.freedom, 1 - level / 2))
         return self.value - half, self.value + half
 
     def equivalence(self, margin: float) -> float:
         """Return the p-value of the two one-sided tests that the difference is within ± margin: the larger one."""
+        from scipy.special import stdtr
+
         nearest = margin - abs(self.value)  # how far the nearer bound is
         if not self.error:
             return 0.0 if nearest > 0 else 1.0

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
 from largebatch.base.numbers import PairwiseSum
@@ -57,6 +56,8 @@ def _data_parallel(model: nn.Module, config: ExchangeConfig) -> DistributedDataP
         **options,
     )
     if config.compress == "bf16":
+        from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
         net.register_comm_hook(None, bf16_compress_hook)
     return net
 

@@ -62,7 +62,10 @@ def start(config: Config, placement: Placement) -> World:
     torch.backends.cudnn.benchmark = not deterministic
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(deterministic)
+    if config.compile:
+        torch.use_deterministic_algorithms(deterministic)
+    else:  # the same without importing PyTorch's compiler
+        torch.set_deterministic_debug_mode("error" if deterministic else "default")
     return world
 
 

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from largebatch.base.errors import Fault, UserError
 from largebatch.base.files import DISK_TROUBLE
@@ -529,6 +528,8 @@ class Run:
         self.fail(hang)
         if speaks and "TORCHELASTIC_ERROR_FILE" not in os.environ:
             print(f"largebatch: {hang}", file=sys.stderr, flush=True)
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
         get_error_handler().record_exception(hang)
         os._exit(FAULT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def make_optimizer(
         return RateAbsorbingSGD(parameters, config.momentum, config.nesterov, pitfall == "absorb_rate_corrected")
     if config.name == "sgd":
         rate = 0.0 if rate_on is None else torch.zeros((), device=rate_on)
-        return SGD(parameters, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
+        return EagerSGD(parameters, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
     from timm.optim.lamb import Lamb  # imported where used: timm takes a second
     from timm.optim.lars import Lars
 
@@ -102,7 +103,22 @@ def set_rate(optimizer: Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
-class RateAbsorbingSGD(Optimizer):
+class Eager(Optimizer):
+    """PyTorch's methods without what hides them from its compiler, which would import all of it at the first call."""
+
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
+    state_dict = inspect.unwrap(Optimizer.state_dict)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
+
+
+class EagerSGD(Eager, SGD):
+    """PyTorch's SGD, with its arithmetic."""
+
+    step = torch.no_grad()(inspect.unwrap(SGD.step))
+
+
+class RateAbsorbingSGD(Eager):
     """Momentum that holds the rate, v ← m v + η g, w ← w − v: the second form of remark 2.
 
     Args:

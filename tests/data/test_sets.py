@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
 
 from largebatch.base.errors import UserError
 from largebatch.data import sets
@@ -34,6 +36,15 @@ def test_digits_are_split_in_equal_shares(compose):
     together = torch.cat([train.images, val.images]).flatten(1).sum(1).sort().values
     again = torch.cat([part.images for part in sets.load(compose().dataset)]).flatten(1).sum(1).sort().values
     assert together.equal(again)
+
+
+def test_digits_are_those_of_scikit_learn(compose):
+    digits = load_digits()
+    places = train_test_split(range(1797), test_size=360, stratify=digits.target, random_state=0)
+    pixels = torch.from_numpy(digits.images * (255 / 16)).round().to(torch.uint8)
+    for part, rows in zip(sets.load(compose().dataset), places, strict=True):
+        assert part.images.equal(pixels[rows, None])
+        assert part.labels.equal(torch.from_numpy(digits.target)[rows])
 
 
 def test_normalisation_is_that_of_the_digits(compose):
