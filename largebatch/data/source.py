@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -54,6 +54,7 @@ class Source(Protocol):
     val_images: int
     classes: int
     decoder: str  # native or pillow for training images, none where nothing is decoded
+    on_skip: Callable[[str], None]  # is called with each image that dataset.on_error=skip leaves out, and why
 
     def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
         """Yield the augmented training images of every (epoch, indices)."""
@@ -107,6 +108,10 @@ def open_source(config: DatasetConfig, loader: LoaderConfig, seed: int, target: 
     return FolderSource(config, seed, target, workers, loader.prefetch)
 
 
+def _ignore(problem: str) -> None:
+    """Leave an image that is skipped unnamed."""
+
+
 class MemorySource:
     """A small set, kept as uint8 on the device; crop, flip and normalisation are done there by the batch."""
 
@@ -117,6 +122,7 @@ class MemorySource:
         device = target.device
         self._train = sets.ImageSet(train.images.to(device), train.labels.to(device))
         self._val = sets.ImageSet(val.images.to(device), val.labels.to(device))
+        self.on_skip: Callable[[str], None] = _ignore
         self._config, self._seed, self._target = config, seed, target
         self._drawn: tuple[int, Crops] | None = None
         self.train_images = config.trained_images or len(train.labels)
@@ -199,6 +205,7 @@ class FolderSource:
         _tell(opened.line)
         self.decoder, line = choose_decoder(config)
         _tell(line)
+        self.on_skip: Callable[[str], None] = _ignore
         self._files = (opened.train, opened.val)
         self._config, self._seed, self._target = config, seed, target
         self._workers, self._prefetch = workers, prefetch
@@ -237,6 +244,8 @@ class FolderSource:
                     f"{problems[0]}. Mend or remove the file, or use dataset.on_error=skip: such images are counted, "
                     "replaced by the next one in training, and wrong in validation."
                 )
+            for problem in problems:
+                self.on_skip(str(problem))
             images = self._target.images(pixels, self._config)
             yield Batch(images, upload(labels, self._target.device), len(problems))
 

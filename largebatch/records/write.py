@@ -35,6 +35,8 @@ Files (schema 1):
 ``starts.jsonl``
     A line each time that the run began or went on: ``started``, ``host``, ``iteration``, ``processes``, ``devices``,
     ``git``, ``command``.
+``skipped.txt``
+    A line for each image that ``dataset.on_error=skip`` left out: where it lies, and why it cannot be read.
 ``log.txt``, ``logs/rank*.log``
     What was printed, by rank.
 ``lock``
@@ -59,6 +61,8 @@ from largebatch.config.run import Config
 from largebatch.records.provenance import SCHEMA
 from largebatch.records.read import read_probes
 from largebatch.records.tensorboard import Events
+
+SKIPPED = "skipped.txt"
 
 
 def write_probes(directory: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -108,6 +112,29 @@ class Position:
     record_bytes: int
 
 
+class Skipped:
+    """Names images that were left out in a run's ``skipped.txt``, each once; every process of the run may write there.
+
+    Args:
+        directory: The run's.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / SKIPPED
+        self._named: set[str] = set()
+
+    def __call__(self, problem: str) -> None:
+        """Name an image, unless this process or another one has."""
+        line = " ".join(problem.split())
+        if line in self._named:
+            return
+        self._named.add(line)
+        with self._path.open("a+", encoding="utf-8", errors="backslashreplace") as file:
+            file.seek(0)
+            if line + "\n" not in file.readlines():
+                file.write(line + "\n")
+
+
 @dataclass
 class Record:
     """Writes one run's directory; rank 0 alone has one, and owns the directory's lock."""
@@ -138,6 +165,7 @@ class Record:
                     directory / "summary.json",
                     directory / "model.safetensors",
                     directory / "probes.jsonl",
+                    directory / SKIPPED,
                 ):
                     stale.unlink(missing_ok=True)
                 metrics.write_bytes(b"")

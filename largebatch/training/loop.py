@@ -29,7 +29,7 @@ from largebatch.models.batchnorm import recomputed
 from largebatch.models.build import check_shapes
 from largebatch.records.provenance import provenance
 from largebatch.records.read import holds_run
-from largebatch.records.write import Position, Record, add_probe, ended_by
+from largebatch.records.write import Position, Record, Skipped, add_probe, ended_by
 from largebatch.runtime.lock import owned
 from largebatch.runtime.placement import Placement
 from largebatch.runtime.watchdog import Hang, Watchdog
@@ -216,6 +216,7 @@ class Run:
     def __init__(self, learner: Learner, source: Source, directory: Path) -> None:
         config = learner.config
         self.learner, self.source, self.directory, self.config = learner, source, directory, config
+        source.on_skip = Skipped(directory)
         self.stream = sample_stream(config, source.train_images)
         self.rates = config.rates(source.train_images)
         self.total = config.total_iterations(source.train_images)
