@@ -1,6 +1,6 @@
 # `make train` and `make test` set up all they need: make, python3 (3.11 or later) and a network are enough.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test acceptance peers lint type format bench study results golden clean python
+.PHONY: help setup train test acceptance peers fuzz lint type format bench study results golden clean python
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -27,6 +27,9 @@ acceptance: .venv/synced ## run the long checks of what is promised, a quarter o
 peers: .venv/synced ## install what benchmarks compare with, and run the test that needs it
 	$(UV) sync --frozen --group bench --python $(PYTHON)
 	$(BIN)/pytest tests/offloading/test_diffusers.py
+
+fuzz: .venv/synced ## feed damaged files to the decoder, under sanitizers, and to the readers of archives, for a minute
+	PYTHONPATH=tests $(BIN)/python tests/data/fuzz.py 60
 
 lint: .venv/synced ## check style
 	$(BIN)/ruff check .
