@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -144,3 +145,108 @@ def test_a_verb_that_it_does_not_know_is_a_sentence():
     done = subprocess.run([sys.executable, SCRIPT, "rnu"], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("study32: it takes list, run, run jobs=2 or collect, not 'rnu'.")
+
+
+@pytest.fixture
+def two_short_runs(study, monkeypatch, tmp_path):
+    """Make a study of two short runs, one after another, in an empty directory."""
+    short = ("k=2", "n=16", "lr.base_minibatch=32", "warmup=none", "epochs=1")
+    first, second = (study.Planned(name, (*short, f"seed={seed}")) for seed, name in enumerate(("first", "second")))
+    monkeypatch.setattr(study, "stages", lambda found: iter([[first], [second]]))
+    monkeypatch.setattr(study, "RECORDS", tmp_path / "records")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_it_goes_on_where_it_stopped_and_collects_what_is_over(study, two_short_runs, capfd):
+    study.run_all(jobs=2)
+    assert {*study.finished(study.RUNS, study.RECORDS)} == {"first", "second"}
+    with pytest.raises(SystemExit) as ended:
+        study.collect()
+    assert ended.value.code == 0
+    record = two_short_runs / "records" / "first"
+    assert {path.name for path in record.iterdir()} >= {
+        "config.yaml",
+        "provenance.json",
+        "metrics.jsonl",
+        "summary.json",
+    }
+    assert not (record / "model.safetensors").exists()
+    assert not any(str(two_short_runs) in path.read_text() for path in record.iterdir())
+    capfd.readouterr()
+    for path in (two_short_runs / "runs").rglob("second"):
+        path.rename(path.with_name("gone"))
+    study.run_all(jobs=1)  # the records hold both
+    assert capfd.readouterr().out == ""
+
+
+def test_a_run_that_fails_ends_the_study(study, two_short_runs, monkeypatch):
+    broken = study.Planned("broken", ("k=2", "n=99999"))
+    monkeypatch.setattr(study, "stages", lambda found: iter([[broken], [broken]]))
+    with pytest.raises(SystemExit, match="broken ended with status 2"):
+        study.run_all(jobs=1)
+
+
+@pytest.fixture(scope="module")
+def hypotheses(study):
+    """Return the module that judges the plan's hypotheses; it imports the script of the runs by its own name."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    try:
+        yield importlib.import_module("study32_hypotheses")
+    finally:
+        sys.path.remove(str(SCRIPT.parent))
+
+
+def made_up(error: float | None, train: float = 4.0) -> SimpleNamespace:
+    status = "diverged" if error is None else "done"
+    return SimpleNamespace(final_error=error, status=status, epochs={"train_error": np.full(30, train)})
+
+
+def as_in_the_paper() -> dict:
+    """Make up runs that find what the paper found: flat up to k = 32, 12 % at 64, diverged at 512."""
+    names = {"none": 10.4, "constant": 10.0, "sqrt": 11.0, "unscaled": 15.0, "half": 9.1, "double": 9.0}
+    found = {}
+    for seed, off in zip((10, 11, 12), (-0.1, 0.0, 0.1), strict=True):
+        for power in range(10):
+            k, late = 2**power, 2**power > 32
+            error = None if k == 512 else 9.0 + off + 3 * late * k / 64
+            found[f"figure1-k{k}-s{seed}"] = made_up(error, 4.0 + k / 1000 + 3 * late)
+        for name, error in names.items():
+            found[f"{name}-k32-s{seed}"] = made_up(error + off)
+        for name, k, error in (("gamma1", 32, 9.4), ("gamma0", 32, 9.0), ("n8", 128, 9.0), ("n128", 8, 9.0)):
+            found[f"{name}-k{k}-s{seed}"] = made_up(error + off)
+        for name in ("none", "constant"):
+            found[f"{name}-k64-s{seed}"] = made_up(14.0 + off)
+    return found
+
+
+def test_the_papers_findings_are_as_expected(hypotheses):
+    judged = list(hypotheses.judge(as_in_the_paper()))
+    assert [one for one in judged if not one.as_expected] == []
+    assert [one.hypothesis for one in judged] == [1] * 9 + [2] * 4 + [3] * 4 + [4] + [5] * 6 + [7] * 2
+    assert judged[-9].figures == "-0.40 [-0.63, -0.17] better"
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({f"figure1-k16-s{seed}": made_up(9.4 + seed / 100) for seed in (10, 11, 12)}, "k = 16 and k = 1"),
+        ({f"figure1-k64-s{seed}": made_up(9.6 + (seed - 11)) for seed in (10, 11, 12)}, "k = 64 and k = 1"),
+        ({f"none-k32-s{seed}": made_up(9.0 + (seed - 11) / 10) for seed in (10, 11, 12)}, "k = 32: none and gradual"),
+        (
+            {f"double-k32-s{seed}": made_up(8.0 + (seed - 11) / 10) for seed in (10, 11, 12)},
+            "k = 32: double and linear",
+        ),
+        ({f"figure1-k2-s{seed}": made_up(9.0 + (seed - 11) / 10, 5.0) for seed in (10, 11, 12)}, "k = 2: training"),
+        ({f"figure1-k64-s{seed}": made_up(12.0 + (seed - 11) / 10) for seed in (10, 11, 12)}, "training error tells"),
+    ],
+)
+def test_what_contradicts_a_hypothesis_is_found(hypotheses, changed, said):
+    judged = hypotheses.judge(as_in_the_paper() | changed)
+    assert any(one.what.startswith(said) for one in judged if not one.as_expected)
+
+
+def test_nothing_is_judged_by_one_seed(hypotheses):
+    found = as_in_the_paper()
+    assert list(hypotheses.judge({name: run for name, run in found.items() if name.endswith("s10")})) == []
+    assert hypotheses.held({name: run for name, run in found.items() if name != "figure1-k256-s12"}) is None
