@@ -25,9 +25,11 @@ class LocalLauncher(Launcher):
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         """Call ``task_function.sweep(directory, arms)``."""
+        from largebatch.base.files import at_home
+
         setup_globals()
         arms = [self._compose(number, words) for number, words in enumerate(job_overrides, start=initial_job_idx)]
-        cast(Any, self.task_function).sweep(Path(self.config.hydra.sweep.dir), arms)
+        cast(Any, self.task_function).sweep(Path(at_home(str(self.config.hydra.sweep.dir))), arms)
         return []
 
     def _compose(self, number: int, overrides: Sequence[str]) -> Any:

@@ -6,6 +6,25 @@ import errno
 import os
 import uuid
 from pathlib import Path
+from typing import Annotated
+
+from largebatch.base.errors import UserError
+
+UserPath = Annotated[str, "a path"]  # as a user writes it: ~ at its beginning is the home directory
+
+
+def at_home(path: str) -> str:
+    """Return a path with ``~`` or ``~name`` at its beginning replaced by that home directory.
+
+    Raises:
+        UserError: there is no such user.
+    """
+    if not path.startswith("~"):
+        return path
+    try:
+        return str(Path(path).expanduser())
+    except RuntimeError:
+        raise UserError(f"{path} names the home of a user who does not exist: ./{path} is a file here.") from None
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -10,11 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from largebatch.base.errors import UserError, nearest
+from largebatch.base.files import UserPath
 from largebatch.bench.config import BenchConfig
+from largebatch.cli.arguments import SWEEPING, for_hydra
 from largebatch.cli.command import Command, Values
+from largebatch.cli.commands.probe import Asked as ProbeWords
 from largebatch.config.groups import CertifyConfig
 from largebatch.config.launchers import LAUNCHERS
 from largebatch.config.run import Config
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
+OTHERS = ("experiment", "format", "rates")  # keys that belong to no dataclass
 MANY = 20  # options of a group, above which a sentence does not name every one
 
 
@@ -74,10 +79,10 @@ def compose(name: str, command: Command, arguments: list[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if "RANK" in os.environ and {"-m", "--multirun", "hydra.mode=MULTIRUN", "launcher=slurm"} & set(arguments):
+    if "RANK" in os.environ and SWEEPING & {*arguments}:
         raise UserError("a sweep (-m, launcher=slurm) cannot be started in a rank: start it once, without torchrun.")
     application = _Application(command, [name, *arguments])
-    sys.argv = ["largebatch", *arguments]
+    sys.argv = ["largebatch", *for_hydra(name, arguments, kinds())]
     try:
         hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)(application)()
         if application.fault:
@@ -103,12 +108,12 @@ def _in_a_sentence(error: Exception) -> str:
         others = [name for name, kind in LAUNCHERS.items() if key in kind.__dataclass_fields__]
         if group == "launcher" and others:
             return f"{found[1]} is a key of launcher={' and '.join(others)} alone."
-        return f"'{found[1]}' is not a key.{nearest(found[1], _keys())} `--help` lists them all."
+        return f"'{found[1]}' is not a key.{nearest(found[1], [*kinds(), *OTHERS])} `--help` lists them all."
     if found := re.search(r"Could not find '(.+)/([^'/]+)'\s+Available options in '.+':((?:\n\t\S+)+)", text):
         group, given, options = found[1], found[2], found[3].split()
         return f"{group}={given} is not known: it takes {_in_families(options)}.{nearest(given, options)}"
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
-        return f"{found[1]} is several values: add -m to run one after another, or write a list as [1,2]."
+        return f"{found[1]} is several values, and takes one: add -m to run them one after another."
     override = getattr(error, "override", None)
     if override is not None:
         return (
@@ -131,15 +136,21 @@ def _in_families(options: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(shown))
 
 
-def _keys() -> list[str]:
-    def walk(cls: type, prefix: str) -> list[str]:
-        keys = []
-        for name, kind in typing.get_type_hints(cls).items():
-            keys.append(prefix + name)
-            keys += walk(kind, f"{prefix}{name}.") if is_dataclass(kind) and isinstance(kind, type) else []
-        return keys
+@functools.cache
+def kinds() -> dict[str, Any]:
+    """Return the type of every key of every command, as its dataclass says."""
 
-    groups = {"": EvalConfig, "bench.": BenchConfig, "certify.": CertifyConfig}
-    keys = [key for prefix, cls in groups.items() for key in walk(cls, prefix)] + walk(QuantizeConfig, "")
-    keys += [key for cls in LAUNCHERS.values() for key in walk(cls, "launcher.")]
-    return [*walk(Config, ""), *keys, "experiment", "format", "answer", "baseline", "margin"]
+    def walk(cls: type, prefix: str) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, kind in typing.get_type_hints(cls, include_extras=True).items():
+            found[prefix + name] = kind
+            found |= walk(kind, f"{prefix}{name}.") if is_dataclass(kind) and isinstance(kind, type) else {}
+        return found
+
+    groups = {"bench.": BenchConfig, "certify.": CertifyConfig}
+    found = {key: kind for prefix, cls in groups.items() for key, kind in walk(cls, prefix).items()}
+    for cls in LAUNCHERS.values():
+        found |= walk(cls, "launcher.")
+    for whole in (QuantizeConfig, EvalConfig, ProbeWords, Config):
+        found |= walk(whole, "")
+    return found | {"hydra.sweep.dir": UserPath, "hydra.run.dir": UserPath}

@@ -10,19 +10,20 @@ import os
 import re
 import sys
 from importlib import metadata
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from largebatch.base.errors import Fault, UserError, nearest
 from largebatch.base.files import DISK_TROUBLE
 from largebatch.base.outcome import FAULT, MISTAKE, Unbreakable, say
 from largebatch.base.signals import INTERRUPTED
 from largebatch.bench.config import WHAT
+from largebatch.cli.arguments import verb_first
 from largebatch.cli.command import Command, PlainCommand
 from largebatch.cli.commands.bench import bench
 from largebatch.cli.commands.certify import certify
 from largebatch.cli.commands.compact import COMPACT
 from largebatch.cli.commands.data import DATA
-from largebatch.cli.commands.eval import evaluate, quoted
+from largebatch.cli.commands.eval import evaluate
 from largebatch.cli.commands.explain import explain
 from largebatch.cli.commands.plot import PLOT
 from largebatch.cli.commands.predict import PREDICT
@@ -32,11 +33,8 @@ from largebatch.cli.commands.report import REPORT
 from largebatch.cli.commands.sweep import SWEEP
 from largebatch.cli.commands.table import TABLE
 from largebatch.cli.commands.train import train
-from largebatch.launch.sweep import sweep_arms
-
-if TYPE_CHECKING:
-    pass
 from largebatch.cli.compose import compose
+from largebatch.launch.sweep import sweep_arms
 
 TRAIN = Command("train a network from k workers of n samples each, and record the run", train, sweep_arms)
 COMMANDS: dict[str, Command | PlainCommand] = {
@@ -102,15 +100,14 @@ def run(arguments: list[str]) -> int:
     command = COMMANDS[name]
     if isinstance(command, PlainCommand):
         return command.run(rest)
-    before = {"bench": _named_part, "eval": quoted, "probe": quoted, "quantize": quoted}.get(name, list)
-    return compose(name, command, before(rest))
+    return compose(name, command, _named_part(rest) if name == "bench" else rest)
 
 
 def _named_part(arguments: list[str]) -> list[str]:
     """Turn a word after ``bench`` into its value: ``bench step`` is bench.what=step."""
-    if not arguments or "=" in arguments[0] or arguments[0].startswith(("-", "+", "~")):
+    word, *rest = verb_first(arguments) or [""]
+    if "=" in word or word[:1] in ("-", "+", "~", ""):
         return arguments
-    word, *rest = arguments
     if word not in WHAT:
         raise UserError(f"bench {word} is not known: it measures {', '.join(WHAT)}.{nearest(word, WHAT)}")
     # The customary 100 MB of gradients or weights, unless a network was named.

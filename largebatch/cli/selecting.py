@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from largebatch.base.outcome import FAULT, say
-from largebatch.cli.arguments import Given, Word
+from largebatch.cli.arguments import BOOLEAN, Given, Word
 from largebatch.reports.selection import Selection, select
 
 RUNS = Word(
     "runs",
     "runs",
-    "Directories of runs, of sweeps or of committed records, with all runs below them, or globs. Give it again "
-    "for more: runs=a runs=b.",
-    repeats=True,
+    "Directories of runs, of sweeps or of committed records, with all runs below them, or globs; "
+    "several as runs=a,b or runs=a runs=b.",
+    many=True,
+    path=True,
 )
 SELECTING = (
     RUNS,
@@ -21,8 +22,9 @@ SELECTING = (
         "What the others are compared with: settings that name one group of runs, such as k=8 or "
         "k=8,warmup=none or optimizer=sgd; or a directory of its runs; or none. Left out: the runs whose kn is "
         "lr.base_minibatch.",
+        path=True,
     ),
-    Word("allow_mixed", "false", "Compare also runs of different epochs, data sets or models.", ("true", "false")),
+    Word("allow_mixed", "false", "Compare also runs of different epochs, data sets or models.", BOOLEAN),
 )
 BELONGING = (
     "Runs of one experiment are one group, whatever hardware they ran on: they differ by their seed alone, as the "

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from largebatch.base.errors import UserError, nearest, one_of
+from largebatch.base.files import UserPath, at_home
 from largebatch.config.launchers import LAUNCHERS, LauncherConfig
 
 T = TypeVar("T")
@@ -23,7 +24,7 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
     Raises:
         UserError: an unknown key (the nearest known one is named), a missing one, or a value of another type.
     """
-    fields = typing.get_type_hints(cls)
+    fields = typing.get_type_hints(cls, include_extras=True)
     for key in values:
         if key not in fields:
             raise UserError(f"'{prefix}{key}' is not a key of this configuration.{nearest(str(key), fields)}")
@@ -42,7 +43,7 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
             one_of(key, str(value.get("name")), tuple(LAUNCHERS))
             kind = LAUNCHERS[str(value["name"])]
         return build(typing.cast(type[Any], kind), value, f"{key}.")
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    options = options_of(kind)
     if value is None and type(None) in options:
         return None
     for option in options:
@@ -55,11 +56,28 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
             return float(value)
         if option is int and isinstance(value, float) and value.is_integer():
             return int(value)
-        if option is str and isinstance(value, int | float) and not isinstance(value, bool):
+        if option == UserPath and isinstance(value, str):
+            return at_home(value)
+        if option in (str, UserPath) and isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)  # a name such as run_dir=2024 is read as a number by the override grammar
         if isinstance(option, type) and isinstance(value, option) and (option is bool or not isinstance(value, bool)):
             return value
     raise UserError(f"{key}={_shown(value)} is of the wrong kind: it takes {_kind_name(options)}.")
+
+
+def options_of(kind: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
+
+
+def is_list(kind: Any) -> bool:
+    """Whether a key of this type takes a list."""
+    return any(typing.get_origin(option) is tuple for option in options_of(kind))
+
+
+def is_path(kind: Any) -> bool:
+    """Whether a key of this type takes a path, or a list of paths."""
+    return any(UserPath in (option, *typing.get_args(option)) for option in options_of(kind))
 
 
 def _shown(value: Any) -> str:
@@ -71,6 +89,7 @@ def _kind_name(options: tuple[Any, ...]) -> str:
         int: "a whole number",
         float: "a number",
         str: "a word",
+        UserPath: "a path",
         bool: "true or false",
         type(None): "null",
     }

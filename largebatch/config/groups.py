@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from largebatch.base.errors import UserError, at_least, one_of
+from largebatch.base.files import UserPath
 from largebatch.config.schedule import SCALINGS
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "synthetic", "imagenet", "imagefolder")
@@ -89,7 +90,7 @@ class DatasetConfig:
     """
 
     name: str
-    root: str | None
+    root: UserPath | None
     train_images: int | None
     val_images: int | None
     classes: int | None

@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from largebatch.base.errors import UserError, at_least, one_of
+from largebatch.base.files import UserPath
 from largebatch.base.numbers import divisors
 from largebatch.config.build import _plain, build, digest
 from largebatch.config.groups import (
@@ -64,7 +65,7 @@ class Config:
     channels_last: bool | None
     deterministic: bool | None
     exact: bool
-    run_dir: str | None
+    run_dir: UserPath | None
     resume: bool
     log_every: int
     lr: RateConfig

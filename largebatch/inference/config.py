@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 
 from largebatch.base.errors import UserError, at_least, one_of
+from largebatch.base.files import UserPath
 from largebatch.quantization.config import ENGINES
 
 MODES = ("none", "submodule", "model")
@@ -45,10 +46,10 @@ class EvalConfig:
     made of a run, which ``engine`` computes.
     """
 
-    run: str | None
-    runs: tuple[str, ...]
-    state_file: str | None
-    weights: str
+    run: UserPath | None
+    runs: tuple[UserPath, ...]
+    state_file: UserPath | None
+    weights: UserPath
     offload: str
     budget: str | None
     groups: str

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from largebatch.base.errors import UserError, at_least, one_of
+from largebatch.base.files import UserPath
 
 ENGINES = ("auto", "reference", "x86", "onnxruntime", "cuda")
 CALIBRATIONS = ("minmax", "percentile", "mse")
@@ -29,9 +30,9 @@ class QuantizeConfig:
     directory.
     """
 
-    run: str | None
-    state_file: str | None
-    weights: str
+    run: UserPath | None
+    state_file: UserPath | None
+    weights: UserPath
     calibration: str
     images: int
     granularity: str
@@ -42,7 +43,7 @@ class QuantizeConfig:
     max_drop: float | None
     min_db: float
     export: str | None
-    out: str | None
+    out: UserPath | None
 
     def __post_init__(self) -> None:
         one_of("calibration", self.calibration, CALIBRATIONS)

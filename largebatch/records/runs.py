@@ -128,7 +128,8 @@ def find(patterns: Iterable[str], key: str = "runs") -> list[Path]:
     for pattern in patterns:
         here = [run for path in _expand(pattern) for run in _runs_below(path)]
         if not here:
-            raise UserError(f"{key}={pattern} matches no run: {_what_there_is(pattern)}.")
+            one = f"{key} takes one run; " if key == "run" and "," in pattern else ""
+            raise UserError(f"{key}={pattern} matches no run: {one}{_what_there_is(pattern)}.")
         for run in here:
             found.setdefault(run.resolve(), run)  # two patterns may name the same one
     return list(found.values())
@@ -137,7 +138,7 @@ def find(patterns: Iterable[str], key: str = "runs") -> list[Path]:
 def _expand(pattern: str) -> list[Path]:
     if not pattern:  # an unset variable of the shell, not this directory
         return []
-    path = Path(pattern).expanduser()  # after runs= the shell leaves ~ as it is
+    path = Path(pattern)
     if path.exists():
         return [path]
     anchor = Path(path.anchor)  # globs are below a directory
@@ -158,8 +159,6 @@ def _runs_below(directory: Path, most: int | None = None) -> list[Path]:
 
 def _what_there_is(pattern: str) -> str:
     """Say which runs lie near a pattern that matches none."""
-    if "," in pattern:
-        return "give several as runs=… runs=…, not with commas"
     place = Path(pattern)
     while not place.is_dir():
         place = place.parent

@@ -7,7 +7,7 @@ WORDS = Vocabulary(
     "table",
     "Print a table.",
     (
-        Word("runs", "runs", "Where the runs are.", repeats=True),
+        Word("runs", "runs", "Where the runs are.", many=True, path=True),
         Word("baseline", None, "What the others are compared with."),
         Word("margin", "0.5", "How far apart."),
         Word("format", "text", "How it is written.", ("text", "csv")),
@@ -21,7 +21,7 @@ WORDS = Vocabulary(
 def test_values_are_split_at_the_first_sign_and_stand_as_they_are():
     given = WORDS.read(["baseline=k=8,warmup=none", "runs=a,b", "runs=runs/k*[0-9]", "margin=1e-1"])
     assert given.text("baseline") == "k=8,warmup=none"
-    assert given.all("runs") == ["a,b", "runs/k*[0-9]"]
+    assert given.all("runs") == ["a", "b", "runs/k*[0-9]"]
     assert given.number("margin") == 0.1
     assert (given.text("format"), given.flag("allow_mixed")) == ("text", False)
 

@@ -80,7 +80,7 @@ def test_mistakes_are_sentences(tmp_path):
         (["verfy"], "data verfy is not known: it takes index, verify, stats. Did you mean 'verify'?"),
         (
             ["verify", "rot=x"],
-            "'rot' is not a key of data verify: it takes root, dataset, layout, processes. Did you mean",
+            "'rot' is not a key of data verify: it takes dataset.root, dataset, layout, processes. Did",
         ),
         (["verify", f"root={tmp_path}", "processes=0"], "processes=0 is not a whole number of 1 or more."),
         (["stats", f"root={tmp_path}"], f"dataset=imagefolder: no images in {tmp_path}; {tmp_path} holds none."),

@@ -99,7 +99,7 @@ def mistake(monkeypatch, capsys, tmp_path):
         ("schedule.milestones=[0,30]", "schedule.milestones=[0, 30] do not lie within the run: …"),
         ("epochs=4 warmup.epochs=5", "warmup.epochs=5 is longer than the run's epochs=4: null makes it 5/90 of them."),
         ("k=", "k= is of the wrong kind: it takes a whole number."),
-        ("run_dir=a=b", "'run_dir=a=b' cannot be read as key=value. Put a value with = … into quotes: …"),
+        ("lr.base=a=b", "'lr.base=a=b' cannot be read as key=value. Put a value with = … into quotes: …"),
         ("k", "'k' cannot be read as key=value. Put a value with = …"),
     ],
 )

@@ -1,7 +1,6 @@
 import pytest
 
 from largebatch.base.errors import UserError
-from largebatch.cli.commands.eval import quoted
 from largebatch.inference.config import EvalConfig, byte_count
 
 ASKED = {
@@ -71,12 +70,3 @@ def test_what_does_not_go_together(words, sentence):
 
 def test_a_budget_may_be_planned_for():
     assert EvalConfig(**{**ASKED, "budget": "1MB", "plan": True}).budget_bytes == 10**6
-
-
-def test_paths_need_no_quotes():
-    words = ["runs=a,b", "offload=model", "runs=k=8/*", "run=x=1,2", "state_file=it's", "run=null", "runs=[c]", "-m"]
-    assert quoted(words) == [
-        *("offload=model", "run='x=1,2'", "state_file='it\\'s'", "run=null", "runs=[c]", "-m"),
-        "runs=['a','b','k=8/*']",
-    ]
-    assert quoted(["run='a b'", "weights=best"]) == ["run='a b'", "weights='best'"]

@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
         "compact",
         "Copy what figures, tables and a reader need of runs: configuration, provenance, summary and a line an epoch, "
         "without iteration lines, weights, checkpoints and logs. Every command that takes runs= reads the copies too.",
-        (RUNS, Word("out", None, "The directory that holds the records, each under its run's name.")),
+        (RUNS, Word("out", None, "The directory that holds the records, each under its run's name.", path=True)),
         (("compact runs=runs/sweeps/digits out=results/digits", "records of a sweep, to be committed"),),
     ).read(arguments)
     if given is None:

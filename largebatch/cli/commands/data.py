@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from largebatch.base.errors import Fault, UserError, nearest
 from largebatch.base.outcome import FAULT
-from largebatch.cli.arguments import Given, Vocabulary, Word
+from largebatch.cli.arguments import BOOLEAN, Given, Vocabulary, Word, verb_first
 from largebatch.cli.command import PlainCommand
 from largebatch.config.groups import DatasetConfig
 
 if TYPE_CHECKING:
     from largebatch.data.layouts import Opened
 
-_ROOT = Word("root", None, "The directory that dataset.root names. By default $LARGEBATCH_DATA.")
+_ROOT = Word("dataset.root", None, "The directory of the images. By default $LARGEBATCH_DATA.", path=True, alias="root")
 _DATASET = Word(
     "dataset",
     "imagefolder",
@@ -61,7 +61,7 @@ def _opened(given: Given, anew: bool = False, tolerant: bool = False) -> Opened:
 
     config = DatasetConfig(
         name=str(given.text("dataset")),
-        root=given.text("root"),
+        root=given.text("dataset.root"),
         train_images=None,
         val_images=None,
         classes=None,
@@ -157,9 +157,9 @@ VERBS = {
                 _ROOT,
                 _DATASET,
                 _LAYOUT,
-                Word("anew", "false", "Make it again though it still holds.", ("true", "false")),
+                Word("anew", "false", "Make it again though it still holds.", BOOLEAN),
             ),
-            (("data index root=/data/imagenet dataset=imagenet", "before the first run"),),
+            (("data index dataset.root=/data/imagenet dataset=imagenet", "before the first run"),),
             _LAYOUTS,
         ),
         _index,
@@ -172,7 +172,7 @@ VERBS = {
             "notice). Equal ones are found by a hash of their bytes. With dataset=imagenet images of each class are "
             "counted, and the official archives are held against their published MD5 sums.",
             (_ROOT, _DATASET, _LAYOUT, _PROCESSES),
-            (("data verify root=/data/imagenet dataset=imagenet", "every image of ImageNet"),),
+            (("data verify dataset.root=/data/imagenet dataset=imagenet", "every image of ImageNet"),),
             (
                 "JPEGs are decoded by simplejpeg, whose libjpeg-turbo is the one of Pillow and tells its warnings; "
                 "others by Pillow. Directories that cannot be read, FIFOs and names that are no text are findings too.",
@@ -188,7 +188,7 @@ VERBS = {
             "data stats",
             "Print how many images and classes there are, and of some images, evenly spread, bytes, sizes and formats.",
             (_ROOT, _DATASET, _LAYOUT, _PROCESSES, Word("images", "2000", "How many of each split are looked at.")),
-            (("data stats root=/data/imagenet", "what is there"),),
+            (("data stats dataset.root=/data/imagenet", "what is there"),),
         ),
         _stats,
     ),
@@ -197,7 +197,7 @@ VERBS = {
 
 def run(arguments: list[str]) -> int:
     """Do what the first word says, and return the exit status."""
-    verb, *words = arguments or ["--help"]
+    verb, *words = verb_first(arguments) or ["--help"]
     if verb in ("--help", "-h", "help"):
         print(_help())
         return 0
@@ -212,7 +212,7 @@ def _help() -> str:
 
     from largebatch.cli.arguments import WIDTH
 
-    lines = ["largebatch data index|verify|stats root=… [key=value …]", ""]
+    lines = ["largebatch data index|verify|stats dataset.root=… [key=value …]", ""]
     for name, verb in VERBS.items():
         lines += textwrap.wrap(verb.words.summary, WIDTH, initial_indent=f"  {name:<8}", subsequent_indent=" " * 10)
     for paragraph in _LAYOUTS:

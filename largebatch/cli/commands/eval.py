@@ -5,35 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
 
 from largebatch.base.errors import UserError, one_of
 from largebatch.base.outcome import Outcome, say
+from largebatch.cli.arguments import keys_of
 from largebatch.cli.command import Values
 from largebatch.config.build import build
 from largebatch.inference.config import EvalConfig
 from largebatch.records.write import finite
 
-PATHS = ("run", "state_file", "weights", "out")
 OURS = [field.name for field in dataclasses.fields(EvalConfig)]
-
-
-def quoted(arguments: Sequence[str]) -> list[str]:
-    """Put paths into quotes, which may hold what Hydra gives a meaning to, and make one list of every ``runs=``."""
-    runs, others = [], []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or value[:1] in ("", "'", '"', "[") or value == "null":
-            others.append(argument)
-        elif key == "runs":
-            runs += value.split(",")
-        else:
-            others.append(f"{key}={_quote(value)}" if key in PATHS else argument)
-    return [*others, f"runs=[{','.join(map(_quote, runs))}]"] if runs else others
-
-
-def _quote(text: str) -> str:
-    return "'" + text.replace("'", "\\'") + "'"
 
 
 def evaluate(values: Values) -> Outcome:
@@ -43,8 +24,7 @@ def evaluate(values: Values) -> Outcome:
     asked = build(EvalConfig, {name: values.pop(name) for name in OURS})
     if "RANK" in os.environ:
         raise UserError("eval is one process on one device: run it without torchrun.")
-    keys = dict.fromkeys(word.partition("=")[0].lstrip("+~") for word in words)
-    given = [key for key in keys if key not in (*OURS, "format") and not key.startswith("hydra.")]
+    given = [key for key in keys_of(words) if key not in (*OURS, "format") and not key.startswith("hydra.")]
     from largebatch.inference import summary
     from largebatch.inference.plan import plan, plan_as_text
     from largebatch.inference.session import open_session

@@ -8,15 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from largebatch.base.errors import UserError, nearest
-from largebatch.cli.arguments import Given, Vocabulary, Word
+from largebatch.cli.arguments import BOOLEAN, Given, Vocabulary, Word, verb_first
 from largebatch.cli.command import PlainCommand
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from largebatch.reports.selection import Selection
-
-BOOLEAN = ("true", "false")
 
 
 @dataclass(frozen=True)
@@ -150,6 +148,7 @@ KINDS = {
                 "profile",
                 None,
                 "Draw also what `largebatch predict` says by this profile. With paper=true by default paper.",
+                path=True,
             ),
             Word("nodes", None, "How many nodes that is predicted for. By default as few as hold the processes."),
         ),
@@ -177,13 +176,14 @@ def run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h"):
         print(_help())
         return 0
-    name, *rest = arguments
+    name, *rest = verb_first(arguments)
     if name not in KINDS:
         raise UserError(f"plot draws {', '.join(KINDS)}, not '{name}'.{nearest(name, KINDS)}")
     kind = KINDS[name]
     from largebatch.cli.selecting import BELONGING, SELECTING, selected, status_after_warnings
 
-    out = Word("out", f"{name}.svg", "The file to write: .svg, .pdf or .png. Give it again for more.", repeats=True)
+    said = "The file to write: .svg, .pdf or .png; several as a.svg,b.png."
+    out = Word("out", f"{name}.svg", said, many=True, path=True)
     given = Vocabulary(f"plot {name}", kind.summary, (*SELECTING, out, *kind.words), kind.examples, (BELONGING,)).read(
         rest
     )

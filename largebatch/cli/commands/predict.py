@@ -26,20 +26,22 @@ VOCABULARY = Vocabulary(
     "neither the GPUs nor PyTorch, but a profile: measured where one GPU is, by `largebatch bench profile`, or one "
     "that comes along.",
     (
-        Word("k", None, "Workers, such as 256 or 8,64,256. By default 256; with deadline= every power of two."),
+        Word("k", None, "Workers: 256 or 8,64,256. By default 256; with deadline= every power of two.", many=True),
         Word("n", None, "Samples of a worker: must be the profile's."),
         Word(
             "gpus",
             None,
             "How many share the workers, such as 8,256; each must divide a k. By default k of them; with deadline= "
             "every number that divides k.",
+            many=True,
         ),
         Word("nodes", None, "How many nodes they are spread over. By default as few as hold them."),
-        Word("profile", "paper", "The name of one that comes along, or a file of `bench profile format=json`."),
+        Word("profile", "paper", "One that comes along, or a file of `bench profile format=json`.", path=True),
         Word(
             "run",
             None,
             "A run of the same network that `largebatch probe` measured: whether accuracy bears each k, by its answer.",
+            path=True,
         ),
         Word("model", None, "The network that you mean: a profile of another one is refused."),
         Word("device", None, "The device that you mean, such as H200: a profile of another one is refused."),
@@ -139,12 +141,11 @@ def _profile(given: Given, name: str) -> Profile:
 
 def _numbers(given: Given, key: str) -> list[int]:
     """Return the whole numbers of a list such as 8,256: none where it was not given."""
-    text = given.text(key)
-    if text is None:
-        return []
-    parts = [part.strip() for part in text.split(",")]
+    parts = given.all(key)
     if not all(part.isdecimal() and 1 <= int(part) <= MOST_WORKERS for part in parts):
-        raise UserError(f"{key}={text} is not a list of whole numbers from 1 to {MOST_WORKERS}, such as {key}=8,256.")
+        raise UserError(
+            f"{key}={','.join(parts)} is not a list of whole numbers from 1 to {MOST_WORKERS}, such as {key}=8,256."
+        )
     return sorted({int(part) for part in parts})
 
 

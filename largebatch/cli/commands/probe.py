@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from largebatch.base.errors import UserError, nearest, one_of
+from largebatch.base.files import UserPath
 from largebatch.base.outcome import Outcome, say
 from largebatch.base.signals import ENDED, INTERRUPTED
+from largebatch.cli.arguments import keys_of
 from largebatch.cli.command import Values
 from largebatch.cli.commands.train import train
 from largebatch.config.build import build
@@ -29,8 +31,8 @@ from largebatch.runtime.lock import holder, owned
 class Asked:
     """The words of the command itself; see ``conf/probe.yaml``."""
 
-    run: str | None
-    runs: tuple[str, ...]
+    run: UserPath | None
+    runs: tuple[UserPath, ...]
     answer: bool
     baseline: str | None
     margin: float
@@ -83,7 +85,7 @@ def _recorded(directory: Path, values: Values, words: Sequence[str]) -> Outcome:
         raise UserError(f"run={directory} is no run itself, it holds {len(found)}: name one, such as run={found[0]}.")
     if "RANK" in os.environ:
         raise UserError("a recorded run is probed by one process: run it without torchrun.")
-    for key in dict.fromkeys(word.partition("=")[0].lstrip("+~") for word in words):
+    for key in keys_of(words):
         if not any(key == name or key.startswith(f"{name}.") for name in (*FREE, *OURS, "hydra")):
             raise UserError(
                 f"{key}= cannot be given beside run=, which is probed as it was trained: leave it out. These can: "

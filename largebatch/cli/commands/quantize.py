@@ -8,6 +8,7 @@ import os
 
 from largebatch.base.errors import UserError, one_of
 from largebatch.base.outcome import Outcome, say
+from largebatch.cli.arguments import keys_of
 from largebatch.cli.command import Values
 from largebatch.config.build import build
 from largebatch.quantization.config import QuantizeConfig
@@ -23,8 +24,7 @@ def quantize(values: Values) -> Outcome:
     asked = build(QuantizeConfig, {name: values.pop(name) for name in OURS})
     if "RANK" in os.environ:
         raise UserError("quantize is one process: run it without torchrun.")
-    keys = dict.fromkeys(word.partition("=")[0].lstrip("+~") for word in words)
-    given = [key for key in keys if key not in (*OURS, "format") and not key.startswith("hydra.")]
+    given = [key for key in keys_of(words) if key not in (*OURS, "format") and not key.startswith("hydra.")]
     from largebatch.inference.quantize import quantize_session
     from largebatch.quantization.degradation import as_text
 

@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
         "opens in any browser and loads nothing from a network.",
         (
             *SELECTING,
-            Word("out", "report.html", "The file to write, .html."),
+            Word("out", "report.html", "The file to write, .html.", path=True),
             Word("margin", "0.5", "How far apart errors may be that count as equivalent, in points of error."),
         ),
         (("report runs=runs/digits-resnet8 out=digits.html", "every experiment below, against the baseline"),),

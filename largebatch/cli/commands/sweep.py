@@ -15,8 +15,9 @@ from pathlib import Path
 from textwrap import fill
 
 from largebatch.base.errors import UserError, nearest
+from largebatch.base.files import at_home
 from largebatch.base.outcome import say
-from largebatch.cli.arguments import WIDTH, Vocabulary, Word
+from largebatch.cli.arguments import BOOLEAN, WIDTH, Vocabulary, Word, is_asked_for_help, verb_first
 from largebatch.cli.command import PlainCommand
 from largebatch.config.launchers import SlurmConfig
 from largebatch.launch import sbatch
@@ -49,6 +50,7 @@ def _status(words: list[str]) -> int:
     given = STATUS_WORDS.read(rest)
     if given is None:
         return 0
+    directory = at_home(directory)
     watch, shape = given.flag("watch"), given.text("format")
     if watch and shape == "json":
         raise UserError("watch=true is for people, and format=json for programs: take one of them.")
@@ -162,7 +164,7 @@ def _places(verb: str, words: list[str], count: int) -> tuple[Path, str]:
     if len(words) != count:
         extra = f" '{words[count]}' is one word too many." if len(words) > count else ""
         raise UserError(f"sweep {verb} takes {VERBS[verb].takes}.{extra} `largebatch sweep {verb} --help` says more.")
-    return Path(words[0]), words[1] if count == 2 else ""
+    return Path(at_home(words[0])), words[1] if count == 2 else ""
 
 
 STATUS_WORDS = Vocabulary(
@@ -172,9 +174,7 @@ STATUS_WORDS = Vocabulary(
     "scheduler), running, done, stopped (early, as iterations=… said), diverged (a result), interrupted (it goes on "
     "where it stopped), failed.",
     (
-        Word(
-            "watch", "false", "Keep a table in the terminal, until nothing runs any more or Ctrl-C.", ("true", "false")
-        ),
+        Word("watch", "false", "Keep a table in the terminal, until nothing runs any more or Ctrl-C.", BOOLEAN),
         Word("format", "text", "How it is written.", ("text", "json")),
     ),
     (
@@ -241,7 +241,7 @@ def sweep(words: list[str]) -> int:
     name, *rest = words
     if name not in VERBS:
         raise UserError(f"'sweep {name}' is not known: sweep takes {', '.join(VERBS)}.{nearest(name, VERBS)}")
-    if {"--help", "-h"} & {*rest}:
+    if is_asked_for_help(rest):
         verb = VERBS[name]
         print(
             STATUS_WORDS.help()
@@ -249,6 +249,7 @@ def sweep(words: list[str]) -> int:
             else f"largebatch sweep {name} {verb.takes}\n\n{fill(verb.help, WIDTH)}"
         )
         return 0
+    rest = verb_first(rest)
     if not rest or rest[0].startswith(("watch=", "format=")):
         raise UserError(f"sweep {name} takes {VERBS[name].takes}: give the sweep's directory first.")
     return VERBS[name].run(rest)
