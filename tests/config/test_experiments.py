@@ -87,3 +87,8 @@ def test_the_sweep_of_the_paper_has_every_experiment_once(compose, tmp_path):
     swept = [compose(f"experiment={name}").experiment_hash("bf16") for name in names]
     assert len(set(swept)) == len(names) == 23
     assert {*swept} == {compose(f"experiment={name}").experiment_hash("bf16") for name in FILES}
+
+
+def test_an_experiment_states_only_what_differs():
+    files = [path.read_text(encoding="utf-8") for path in (ROOT / "conf" / "experiment").glob("*.yaml")]
+    assert sum(text.count("\n") for text in files) < 400
