@@ -55,10 +55,8 @@ results: .venv/synced ## draw figures and tables again from the committed record
 	$(BIN)/largebatch plot scaling runs=results/digits paper=true out=results/digits/scaling.png
 	$(BIN)/largebatch plot rates runs=results/digits out=results/digits/rates.svg
 	$(BIN)/largebatch table runs=results/digits format=markdown > results/digits/table.md
-	$(BIN)/largebatch report runs=results/digits out=results/digits/report.html
 	$(BIN)/largebatch plot curves runs=results/digits-curves out=results/digits-curves/curves.svg out=results/digits-curves/curves.png
 	$(BIN)/python scripts/pitfalls.py results/pitfalls
-	$(BIN)/python scripts/study/write.py results/study/records results/study
 	$(BIN)/largebatch plot probe runs=results/probe/digits runs=results/probe/fashion_mnist baseline=none \
 		allow_mixed=true out=results/probe/probe.png
 	$(BIN)/largebatch plot probe runs=results/probe/warmup baseline=none out=results/probe/warmup.png

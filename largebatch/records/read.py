@@ -1,4 +1,4 @@
-"""Read run directories; :mod:`largebatch.records.write` describes the files."""
+"""Read runs: directories, which :mod:`largebatch.records.write` describes, and those of a ``runs.jsonl``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 from largebatch.base.errors import UserError
 from largebatch.config.keys import complete
 from largebatch.config.run import Config
+from largebatch.records.packed import packed
 
 REPLACED = "replaced"  # in a sweep's directory: records of runs that were made again
 
@@ -39,17 +40,20 @@ def default_directory(config: Config, precision: str, parent: Path | None = None
 def holds_run(directory: Path) -> bool:
     """Whether a run has been recorded there."""
     # Not Path.exists(), which raises where the directory may not be looked into.
-    return any(os.access(directory / name, os.F_OK) for name in ("provenance.json", "metrics.jsonl", "summary.json"))
+    files = ("provenance.json", "metrics.jsonl", "summary.json")
+    return any(os.access(directory / name, os.F_OK) for name in files) or packed(directory) is not None
 
 
 def read_summary(directory: Path) -> dict[str, Any] | None:
     """Return ``summary.json``, or None where there is none that can be read."""
-    return _read_json(directory / "summary.json")
+    kept = packed(directory)
+    return _read_json(directory / "summary.json") if kept is None else kept.summary
 
 
 def read_provenance(directory: Path) -> dict[str, Any] | None:
     """Return ``provenance.json``, or None where there is none that can be read."""
-    return _read_json(directory / "provenance.json")
+    kept = packed(directory)
+    return _read_json(directory / "provenance.json") if kept is None else dict(kept.provenance)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -61,9 +65,19 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """Return the values of ``config.yaml`` as this program writes it: nested keys, and JSON for every value.
+    """Return a run's configuration.
 
     A key that was added since the run was recorded has the value that describes what the run did.
+
+    Raises:
+        UserError: it cannot be read, or was written by something else.
+    """
+    kept = packed(directory)
+    return complete(recorded_config(directory) if kept is None else kept.config)
+
+
+def recorded_config(directory: Path) -> dict[str, Any]:
+    """Return the values of ``config.yaml`` as this program writes it: nested keys, and JSON for every value.
 
     Raises:
         UserError: it cannot be read, or was written by something else.
@@ -80,11 +94,13 @@ def read_config(directory: Path) -> dict[str, Any]:
                 levels[-1][key] = json.loads(text)
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a run's configuration: {error}.") from None
-    return complete(levels[0])
+    return levels[0]
 
 
 def read_starts(directory: Path) -> list[dict[str, Any]]:
     """Return the lines of ``starts.jsonl``: one for each time that the run began or went on."""
+    if kept := packed(directory):
+        return kept.starts
     try:
         return [json.loads(line) for line in (directory / "starts.jsonl").read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
@@ -107,6 +123,8 @@ def read_metrics(directory: Path, kind: str | None = None) -> list[dict[str, Any
 
 def read_probes(directory: Path) -> list[dict[str, Any]]:
     """Return the lines of ``probes.jsonl``, as far as they are whole; none where the run was not probed."""
+    if kept := packed(directory):
+        return kept.probes
     try:
         text = (directory / "probes.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:

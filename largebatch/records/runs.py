@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
 import math
@@ -17,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largebatch.base.errors import UserError
+from largebatch.base.files import at_home
 from largebatch.base.numbers import final_error
 from largebatch.config.build import digest
+from largebatch.records.packed import NAME, packed, unpack
 from largebatch.records.provenance import SCHEMA
 from largebatch.records.read import REPLACED, holds_run
 
@@ -49,7 +52,7 @@ class Run:
     """One recorded run.
 
     Attributes:
-        directory: Its own.
+        directory: Its own, or its name in a ``runs.jsonl``.
         provenance: ``provenance.json``.
         summary: ``summary.json``; of a run that was killed before it wrote one, ``{"status": "running"}``.
         epochs: A column for every figure of the epoch lines (see :mod:`largebatch.record`), with a value an epoch
@@ -115,6 +118,8 @@ class Run:
 def find(patterns: Iterable[str], key: str = "runs") -> list[Path]:
     """Return the directories of all runs that are named by directories and globs, and of those below them.
 
+    A ``runs.jsonl`` holds runs as a directory does.
+
     Args:
         patterns: What was given.
         key: The key that it was given for.
@@ -138,20 +143,26 @@ def find(patterns: Iterable[str], key: str = "runs") -> list[Path]:
 def _expand(pattern: str) -> list[Path]:
     if not pattern:  # an unset variable of the shell, not this directory
         return []
-    path = Path(pattern)
-    if path.exists():
+    path = Path(at_home(pattern))
+    if path.exists() or packed(path):
         return [path]
     anchor = Path(path.anchor)  # globs are below a directory
-    return sorted(anchor.glob(str(path.relative_to(anchor))))
+    below = path.relative_to(anchor)
+    files = anchor.glob(str(below.parent / NAME))
+    kept = {file.with_name(name) for file in files for name in fnmatch.filter(unpack(file), below.name)}
+    return sorted({*anchor.glob(str(below)), *kept})
 
 
 def _runs_below(directory: Path, most: int | None = None) -> list[Path]:
     """Return the runs below a directory, or those in the first ``most`` directories there."""
+    if directory.name == NAME and directory.is_file():
+        return [directory.with_name(name) for name in unpack(directory)]
     if holds_run(directory):
         return [directory]
     found = []
-    for parent, names, _ in itertools.islice(os.walk(directory), most):
-        here = [name for name in sorted(names) if holds_run(Path(parent, name))]
+    for parent, names, files in itertools.islice(os.walk(directory), most):
+        kept = unpack(Path(parent, NAME)) if NAME in files else ()
+        here = [name for name in sorted({*names, *kept}) if name in kept or holds_run(Path(parent, name))]
         found += [Path(parent, name) for name in here]
         names[:] = sorted({*names} - {*here, REPLACED})
     return found
@@ -162,7 +173,8 @@ def _what_there_is(pattern: str) -> str:
     place = Path(pattern)
     while not place.is_dir():
         place = place.parent
-    counts = {path.name: len(_runs_below(path, HINTS)) for path in sorted(place.iterdir()) if path.is_dir()}
+    paths = sorted(path for path in place.iterdir() if path.is_dir() or path.name == NAME)
+    counts = {path.name: len(_runs_below(path, HINTS)) for path in paths}
     shown = [f"{name} ({count} run{'s' * (count > 1)})" for name, count in counts.items() if count]
     where = "this directory" if place == Path() else str(place)
     if not shown:
@@ -177,22 +189,28 @@ def load(directory: Path) -> Run:
     Raises:
         Corrupt: a file is missing, is not what this program writes, or contradicts another.
     """
-    provenance = _object(directory / "provenance.json")
-    summary = _object(directory / "summary.json") if (directory / "summary.json").exists() else {"status": "running"}
+    kept = packed(directory)
+    none = {"status": "running"}
+    if kept:
+        provenance, summary = dict(kept.provenance), dict(kept.summary or none)
+    else:
+        provenance = _object(directory / "provenance.json")
+        summary = _object(directory / "summary.json") if (directory / "summary.json").exists() else none
     for name, values in (("provenance.json", provenance), ("summary.json", summary)):
         if values.get("schema", SCHEMA) != SCHEMA:
             raise Corrupt(f"{name} is of schema {values['schema']}, this program reads {SCHEMA}")
     _check_origin(provenance)
     _check_numbers(summary)
     try:
+        if kept:
+            lines = [_epoch(line.encode(), number) for number, line in enumerate(kept.epochs, start=1)]
+            return _checked(Run(directory, provenance, summary, _columns(lines), len(kept.starts) or 1, False))
         lines, cut_short = epoch_lines(directory / "metrics.jsonl")
         starts = directory / "starts.jsonl"
         started = starts.read_bytes().count(b"\n") if starts.exists() else 1
     except OSError as error:
         raise Corrupt(f"{Path(error.filename).name} cannot be read: {error.strerror}") from None
-    run = Run(directory, provenance, summary, _columns(lines), started, cut_short)
-    _check(run)
-    return run
+    return _checked(Run(directory, provenance, summary, _columns(lines), started, cut_short))
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -232,15 +250,16 @@ def _check_numbers(summary: Mapping[str, Any]) -> None:
             raise Corrupt(f"summary.json says {name} {summary[name]}, not a number")
 
 
-def _check(run: Run) -> None:
-    """Refuse a record whose files contradict each other."""
+def _checked(run: Run) -> Run:
+    """Return a run, or refuse a record whose files contradict each other."""
     if run.status != "done":
-        return
+        return run
     if run.epochs_done != run.experiment["epochs"]:
         raise Corrupt(f"it is done, and metrics.jsonl has {run.epochs_done} of {run.experiment['epochs']} epochs")
     recorded, computed = run.summary.get("final_error"), run.final_error
     if recorded is None or computed is None or not math.isclose(recorded, computed, rel_tol=1e-9, abs_tol=1e-9):
         raise Corrupt(f"summary.json says final_error {recorded}, and the epochs in metrics.jsonl say {computed}")
+    return run
 
 
 def epoch_lines(path: Path) -> tuple[list[dict[str, Any]], bool]:

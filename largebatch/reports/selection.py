@@ -16,6 +16,7 @@ import numpy as np
 from largebatch.base.errors import Fault, UserError, nearest
 from largebatch.config.keys import ADDED
 from largebatch.config.schedule import RATE_GROUPS, reference_rate, schedule_of
+from largebatch.records.read import holds_run
 from largebatch.records.runs import Corrupt, Run, find, flat, load
 
 # Groups that differ in one of these are not compared, unless the user insists. Keys of starting weights, such as
@@ -163,7 +164,7 @@ def select(patterns: Sequence[str], baseline: str | None = None, allow_mixed: bo
         UserError: no run matches, no group or more than one can be the baseline, or they cannot be compared.
         Fault: no run can be read.
     """
-    given = Path(baseline) if baseline and baseline != "none" and Path(baseline).is_dir() else None
+    given = Path(baseline) if baseline and baseline != "none" and _is_place(Path(baseline)) else None
     directories = find([*patterns, str(given)] if given else patterns)
     runs, corrupt = [], []
     for directory in directories:
@@ -185,6 +186,10 @@ def select(patterns: Sequence[str], baseline: str | None = None, allow_mixed: bo
         chosen = choose_baseline(groups, baseline)
     ordered = sorted(groups, key=lambda group: (group is not chosen, *_order(group)))
     return Selection(tuple(ordered), chosen, tuple(_notes(ordered)), tuple(corrupt))
+
+
+def _is_place(path: Path) -> bool:
+    return path.is_dir() or holds_run(path)
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:

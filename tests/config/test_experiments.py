@@ -91,4 +91,4 @@ def test_the_sweep_of_the_paper_has_every_experiment_once(compose, tmp_path):
 
 def test_an_experiment_states_only_what_differs():
     files = [path.read_text(encoding="utf-8") for path in (ROOT / "conf" / "experiment").glob("*.yaml")]
-    assert sum(text.count("\n") for text in files) < 400
+    assert sum(text.count("\n") for text in files) <= 7 * len(files)  # 1,000 lines where all restate the recipe

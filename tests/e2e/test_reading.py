@@ -1,12 +1,12 @@
 """The commands that read records, as the installed command: they need neither torch nor Hydra."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from unpacked import unpacked
 
 from largebatch.cli import main as cli
 from largebatch.config.build import digest
@@ -31,7 +31,7 @@ def call(monkeypatch, capsys, tmp_path):
 @pytest.fixture
 def records(tmp_path):
     """Return a copy of committed records: kn = 32, and kn = 256 with and without warmup, three seeds each."""
-    return shutil.copytree(RECORDS, tmp_path / "records")
+    return unpacked(RECORDS / "runs.jsonl", tmp_path / "records")
 
 
 def test_a_table_of_real_records(largebatch):
@@ -148,7 +148,7 @@ def test_other_data_are_refused_unless_insisted_on(call, records):
 
 def test_compact_records(call, records):
     status, _, err = call("compact", "runs=records/k4-*", "out=kept")
-    assert (status, err) == (0, "3 compact records in kept\n")
+    assert (status, err) == (0, "3 runs written to kept/runs.jsonl\n")
     assert call("table", "runs=kept")[0] == 0
     status, out, err = call("compact", "runs=records")
     assert (status, out) == (2, "")

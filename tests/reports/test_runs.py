@@ -154,7 +154,7 @@ def test_runs_are_found_by_directory_glob_and_below(record, tmp_path, monkeypatc
         ("runs/k9*", "runs=runs/k9* matches no run: runs holds k8-…"),
         ("empty", "runs=empty matches no run: empty holds none."),
         ("", "runs= matches no run: this directory holds other (1 run), runs (2 runs)."),
-        ("runs,other", "runs=runs,other matches no run: give several as runs=… runs=…, not with commas."),
+        ("runs,other", "runs=runs,other matches no run: this directory holds other (1 run), runs (2 runs)."),
     ],
 )
 def test_no_run_matches(record, tmp_path, monkeypatch, pattern, sentence):

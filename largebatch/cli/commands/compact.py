@@ -7,7 +7,7 @@ from largebatch.cli.command import PlainCommand
 
 
 def run(arguments: list[str]) -> int:
-    """Write compact records, and return the exit status."""
+    """Write a file of compact records, and return the exit status."""
     from pathlib import Path
 
     from largebatch.base.errors import UserError
@@ -18,21 +18,22 @@ def run(arguments: list[str]) -> int:
 
     given = Vocabulary(
         "compact",
-        "Copy what figures, tables and a reader need of runs: configuration, provenance, summary and a line an epoch, "
-        "without iteration lines, weights, checkpoints and logs. Every command that takes runs= reads the copies too.",
-        (RUNS, Word("out", None, "The directory that holds the records, each under its run's name.", path=True)),
-        (("compact runs=runs/sweeps/digits out=results/digits", "records of a sweep, to be committed"),),
+        "Copy what figures, tables and a reader need of runs into one file, out=DIR/runs.jsonl: configuration, "
+        "provenance, summary, a line an epoch and probes, without iteration lines, weights, checkpoints and logs. Runs "
+        "that the file holds already stay in it. Every command that takes runs= reads it as it reads directories.",
+        (RUNS, Word("out", None, "The directory of the file.", path=True)),
+        (("compact runs=runs/sweeps/digits out=results/digits", "a study's records, to be committed"),),
     ).read(arguments)
     if given is None:
         return 0
     out = given.text("out")
     if not out:
-        raise UserError("out= is missing: name the directory that the records go to, such as out=results/digits.")
+        raise UserError("out= is missing: name the directory that the file goes to, such as out=results/digits.")
     selection = select(given.all("runs"), "none")
     # What counts comes last: of two records with one name, that is the one kept.
-    made = {compact(one, Path(out)) for group in selection.groups for one in (*group.duplicates, *group.runs)}
-    say(f"{len(made)} compact records in {out}")
+    runs = [one for group in selection.groups for one in (*group.duplicates, *group.runs)]
+    say(f"{len({one.directory.name for one in runs})} runs written to {compact(runs, Path(out))}")
     return status_after_warnings(selection)
 
 
-COMPACT = PlainCommand("make records of runs that are small enough to commit", run)
+COMPACT = PlainCommand("put records of runs into one file that is small enough to commit", run)
