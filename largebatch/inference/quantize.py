@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from largebatch.base.errors import UserError
+from largebatch.base.errors import Fault, UserError
 from largebatch.base.files import write_atomically
 from largebatch.inference.config import EvalConfig
 from largebatch.inference.session import Session, open_session
@@ -26,6 +27,8 @@ from largebatch.quantization.pipeline import BATCH, Quantized, calibration_image
 from largebatch.quantization.saturation import audit, instructions
 
 ONNX = "network.onnx"
+# Of the multiplications in integers, and of the bytes of the network in floats, for a network to be one of integers.
+LEAST_SHARE, LARGEST_SIZE = 0.5, 0.5
 
 
 def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Sequence[str]) -> dict[str, Any]:
@@ -39,7 +42,7 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
 
     Raises:
         UserError: what was named cannot be had, or cannot be quantized.
-        Fault: what should compute in integers does not.
+        Fault: what should compute in integers does not, or most of the network cannot.
     """
     if asked.export == "onnx" and (reason := OnnxRuntime().available()):
         raise UserError(reason.replace("engine=onnxruntime", "export=onnx"))
@@ -64,7 +67,10 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
         Recipe(asked.bits, asked.granularity == "per_channel", safe=safe),
     )
     few = next(calibration_images(session.source, seed, min(asked.images, BATCH)))
+    _refuse_floats(asked, subject.name, quantized)
     quantized, costs = _costs(asked, session, model, quantized, engine, few)
+    if quantized.recipe.keep:
+        _refuse_floats(asked, subject.name, quantized)
     recipe = {key: getattr(asked, key) for key in ("calibration", "images", "granularity", "bits")}
     recipe |= {"reduced": safe, "keep": list(quantized.recipe.keep)}
     noise = degradation.noise(model, engine.load(quantized.network), few)
@@ -95,6 +101,25 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
         "decibels": noise,
         **costs,
     }
+
+
+def _refuse_floats(asked: QuantizeConfig, name: str, quantized: Quantized) -> None:
+    """Refuse a network that is one of integers by name alone.
+
+    Raises:
+        Fault: less than half of its multiplications are in integers, or more than half of its bytes remain, and that is
+            not allowed.
+    """
+    share, size = quantized.integer_share(), quantized.size_ratio()
+    if asked.allow_float or (share >= LEAST_SHARE and size <= LARGEST_SIZE):
+        return
+    floats = Counter(node.attributes["target"] for node in quantized.network if node.operator == "float")
+    names = ", ".join(f"{target} ({count})" for target, count in floats.most_common(3))
+    raise Fault(
+        f"only {100 * share:.0f} % of the multiplications of {name} would be in integers, and its tensors would take "
+        f"{size:.2f} of those in floats: nothing was written. Less than {100 * LEAST_SHARE:.0f} % or more than "
+        f"{LARGEST_SIZE:g} needs allow_float=true. In floats are: {names}."
+    )
 
 
 def _check_place(directory: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from largebatch.base.errors import UserError
 
 FEWEST_BITS, MOST_BITS = 2, 8
+LARGEST = 2**30
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -50,7 +51,8 @@ def scale_and_zero_point(
         s, float32 and above 0, and z, int32.
 
     Raises:
-        UserError: bits outside 2 … 8, a range that is not finite, or one that ends before it begins.
+        UserError: bits outside 2 … 8, a range that is not finite or too wide for float32, or one that ends before it
+            begins.
     """
     least, greatest = integer_range(bits, signed)
     low, high = low.double(), high.double()
@@ -66,6 +68,8 @@ def scale_and_zero_point(
         low = -high
         least += 1
     width = high - low
+    if (width > torch.finfo(torch.float32).max).any():
+        raise UserError(f"a range of width {width.max():g} is too wide: float32 ends at 3.4e38.")
     point = width == 0
     # Below the least normal float32 a scale would lose its bits, or be 0.
     scale = (width / (greatest - least)).clamp(min=torch.finfo(torch.float32).tiny).float()
@@ -77,20 +81,21 @@ def scale_and_zero_point(
 def quantize(
     values: Tensor, scale: Tensor, zero_point: Tensor, bits: int = 8, signed: bool = False, axis: int | None = None
 ) -> Tensor:
-    """Return the integers of numbers: uint8, or int8 if signed.
+    """Return the integers of numbers: uint8, or int8 if signed. Numbers beyond the range become its ends, however far.
 
     Args:
         values: Any shape, finite.
-        scale: s, a scalar; with ``axis`` a vector, an element a channel.
-        zero_point: z, likewise.
+        scale: s, a scalar; with ``axis`` a vector, an element a channel; finite and above 0.
+        zero_point: z, likewise; an integer of ``bits`` bits.
         bits: b, from 2 to 8.
         signed: Whether integers are signed.
         axis: The dimension of the channels; None: one scale for all.
 
     Raises:
-        UserError: bits outside 2 … 8, or values that are not finite.
+        UserError: bits outside 2 … 8, values that are not finite, or a scale or zero point that is none.
     """
     least, greatest = integer_range(bits, signed)
+    _check(scale, zero_point, least, greatest)
     if not values.isfinite().all():
         raise UserError("values that are not finite (NaN or infinite) have no integers: look where they come from.")
     scaled = values / _along(scale, values, axis) + _along(zero_point, values, axis)
@@ -98,8 +103,33 @@ def quantize(
 
 
 def dequantize(integers: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None = None) -> Tensor:
-    """Return what integers stand for, s · (x_q − z), in float32; arguments as in :func:`quantize`."""
+    """Return what integers stand for, s · (x_q − z), in float32.
+
+    Args:
+        integers: Any shape, of magnitude at most 2^30, so that a zero point can be taken off in int32.
+        scale: s, as in :func:`quantize`.
+        zero_point: z, likewise.
+        axis: The dimension of the channels, likewise.
+
+    Raises:
+        UserError: integers beyond that, or a scale or zero point that is none.
+    """
+    _check(scale, zero_point, -128, 255)
+    if integers.dtype not in (torch.int8, torch.uint8) and integers.numel():
+        least, greatest = (int(end) for end in integers.aminmax())
+        if max(-least, greatest) > LARGEST:
+            raise UserError(f"integers from {least} to {greatest} are too large: 8 bits need no more than 255.")
     return (integers.int() - _along(zero_point, integers, axis)) * _along(scale, integers, axis)
+
+
+def _check(scale: Tensor, zero_point: Tensor, least: int, greatest: int) -> None:
+    """Refuse scales by which nothing can be divided, and zero points that are no integers of the range."""
+    if not ((scale > 0) & scale.isfinite()).all():
+        worst = scale[~((scale > 0) & scale.isfinite())].flatten()[0]
+        raise UserError(f"a scale of {float(worst):g} stands for nothing: it is a finite number above 0.")
+    if ((zero_point < least) | (zero_point > greatest) | (zero_point != zero_point.round())).any():
+        low, high = (float(end) for end in zero_point.aminmax())
+        raise UserError(f"zero points from {low:g} to {high:g} are not integers from {least} to {greatest}.")
 
 
 def _along(per_channel: Tensor, values: Tensor, axis: int | None) -> Tensor:

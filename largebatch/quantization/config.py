@@ -25,9 +25,10 @@ class QuantizeConfig:
     of weights and activations. ``engine`` computes what is reported. ``reduce_range`` keeps sums of neighbouring
     products within 16 bits, which processors without VNNI need; auto: where this one does. ``report`` evaluates before
     and after; ``max_drop`` keeps layers in floats until top-1 falls by no more points than that. Where neither says
-    what is lost, a network is refused whose logits are less than ``min_db`` decibels above their change. ``export``
-    also writes the network for other programs. ``out`` is where it is written: null, ``quantized`` in the run's
-    directory.
+    what is lost, a network is refused whose logits are less than ``min_db`` decibels above their change.
+    ``allow_float`` takes a network of which less than half is in integers, or that is more than half as large.
+    ``export`` also writes the network for other programs. ``out`` is where it is written: null, ``quantized`` in the
+    run's directory.
     """
 
     run: UserPath | None
@@ -42,6 +43,7 @@ class QuantizeConfig:
     report: bool
     max_drop: float | None
     min_db: float
+    allow_float: bool
     export: str | None
     out: UserPath | None
 

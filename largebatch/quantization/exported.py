@@ -23,6 +23,7 @@ from largebatch.quantization.network import IMAGES, Network, Node, without_unuse
 from largebatch.quantization.reference import function
 
 CONV, LINEAR, BATCH_NORM = "aten.conv2d.default", "aten.linear.default", "aten.batch_norm.default"
+CAT = "aten.cat.default"
 RESHAPE, SLICE, SELECT, PAD = (
     "aten.reshape.default",
     "aten.slice.Tensor",
@@ -164,7 +165,7 @@ class _Import:
             target = RESHAPE  # of channels last too
         elif target == "aten.stack.default":
             arguments[0] = self._unsqueezed(node)
-            target = "aten.cat.default"
+            target = CAT
         elif target == "aten.pad.default" and arguments[2:3] in ([], ["constant"]):
             target, arguments = PAD, [*arguments[:2], *([arguments[3]] if arguments[3:] and arguments[3] else [])]
         elif target == "aten.conv2d.padding":

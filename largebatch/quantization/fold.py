@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from largebatch.quantization.exported import BATCH_NORM, CONV, LINEAR, RESHAPE
+from largebatch.quantization.exported import BATCH_NORM, CAT, CONV, LINEAR, RESHAPE
 from largebatch.quantization.network import Network, Node, without_unused
 
 # They may stand between a matrix product and its BatchNorm, where they leave the last dimension as it is.
@@ -17,7 +17,9 @@ RESHAPES = ("aten.flatten.using_ints", RESHAPE)
 
 
 def folded(network: Network) -> Network:
-    """Fold every BatchNorm into the product that it follows; another one of maps becomes a 1×1 convolution by channel.
+    """Fold every BatchNorm into the product that it follows, or those whose channels are concatenated before it.
+
+    Another one of maps becomes a 1×1 convolution by channel.
 
     Args:
         network: From :func:`largebatch.quantization.exported.imported`.
@@ -30,6 +32,13 @@ def folded(network: Network) -> Network:
         done[node.name] = moved
         shape = _normalized(node)
         if shape is None:
+            continue
+        if len(shape) == 3 and (several := _concatenated(done, moved.inputs[0], consumers)) is not None:
+            channels = [one.attributes["shape"][0] for one in several]
+            for one, part in zip(several, _parts(node, channels), strict=True):
+                done[one.name] = _into(one, part)
+            renamed[node.name] = moved.inputs[0]
+            del done[node.name]
             continue
         product = _product(done, moved.inputs[0], consumers, LINEAR if len(shape) == 1 else CONV)
         if product is not None:
@@ -65,6 +74,24 @@ def _product(done: Mapping[str, Node], name: str, consumers: Mapping[str, list[N
             return None
         name = before.name
     return None
+
+
+def _concatenated(done: Mapping[str, Node], name: str, consumers: Mapping[str, list[Node]]) -> list[Node] | None:
+    """Return the convolutions whose channels a BatchNorm takes one behind the other, where nobody else takes them."""
+    both = done.get(name)
+    if both is None or both.attributes["target"] != CAT or both.attributes["arguments"][1:] not in ([1], [-3]):
+        return None
+    found = [_product(done, one, consumers, CONV) for one in both.inputs]
+    whole = len(both.inputs) == len(both.attributes["arguments"][0]) and len(consumers[name]) == 1
+    return [one for one in found if one is not None] if whole and all(found) else None
+
+
+def _parts(norm: Node, channels: list[int]) -> list[Node]:
+    """Return a BatchNorm of each of several groups of channels."""
+    split = {name: torch.split(tensor, channels) for name, tensor in norm.tensors.items()}
+    return [
+        replace(norm, tensors={name: parts[place] for name, parts in split.items()}) for place in range(len(channels))
+    ]
 
 
 def _into(product: Node, norm: Node) -> Node:

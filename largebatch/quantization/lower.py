@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 
 from largebatch.quantization.affine import integer_range, quantize, scale_and_zero_point
-from largebatch.quantization.exported import CONV, LINEAR, PAD, pair
+from largebatch.quantization.exported import CAT, CONV, LINEAR, PAD, pair
 from largebatch.quantization.network import HEAVY, IMAGES, Network, Node, Quantization, without_unused
 from largebatch.quantization.reference import function
 from largebatch.quantization.saturation import safe_scale
 
-ADD = "aten.add.Tensor"
 # Functions of one value: a table of 256 entries.
 FUNCTIONS = {
     f"aten.{name}"
@@ -40,6 +39,9 @@ MOVES = {
         *("roll.default", "expand.default"),
     )
 }
+ADD, MULTIPLY = "aten.add.Tensor", "aten.mul.Tensor"
+POOLS = ("aten.max_pool2d.default", "aten.avg_pool2d.default", "aten.adaptive_avg_pool2d.default", "aten.mean.dim")
+LIKELY = {CONV, LINEAR, CAT, PAD, *FUNCTIONS, *MOVES, *POOLS}
 # A bias may take a quarter of an accumulator's range.
 BIAS_LIMIT = 2**29
 Range = tuple[float, float]
@@ -115,6 +117,11 @@ class _Lowering:
         self.real: dict[str, str] = {IMAGES: IMAGES}  # and in floats
         self.fused: set[str] = set()
         self.rectified: set[str] = set()
+        self.expected: set[str] = set()  # float tensors that are likely to be made in integers
+        for node in network:
+            target, given = node.attributes["target"], {*node.inputs}
+            if node.name not in recipe.keep and (target in (CONV, LINEAR) or (given and given <= self.expected)):
+                self.expected |= {node.name} if target in LIKELY else set()
 
     def lowered(self) -> Lowered:
         for node in self.floats:
@@ -143,8 +150,8 @@ class _Lowering:
             return self._pad(node)
         ways: dict[str, Callable[[Node], bool]] = {
             ADD: self._add,
-            "aten.mul.Tensor": self._multiply,
-            "aten.cat.default": self._concatenate,
+            MULTIPLY: self._multiply,
+            CAT: self._concatenate,
             "aten.max_pool2d.default": self._max_pool,
             "aten.avg_pool2d.default": self._average_pool,
             "aten.adaptive_avg_pool2d.default": self._adaptive_pool,
@@ -343,9 +350,23 @@ class _Lowering:
         return without_unused(replace(network, nodes=tuple(nodes.values())), renamed.get(final, final))
 
     def _quantization(self, name: str) -> Quantization:
-        low, high = (torch.tensor(end, dtype=torch.float64) for end in self.ranges[name])
+        own = self.ranges[name]  # also where another one is taken: reports show it
+        concatenated = self._concatenated(name)
+        ends = own if concatenated is None else self.ranges[concatenated]
+        low, high = (torch.tensor(end, dtype=torch.float64) for end in ends)
         scale, zero = scale_and_zero_point(low, high, self.recipe.bits)
         return Quantization(float(scale), int(zero), 0, self.high)
+
+    def _concatenated(self, name: str) -> str | None:
+        """Return the concatenation that alone takes a tensor, moved or not: with its range nothing is rounded twice."""
+        found = None
+        while (following := self._only_consumer(name)) is not None and following.name in self.expected:
+            target, name = following.attributes["target"], following.name
+            if target == CAT:
+                found = name
+            elif target not in MOVES:
+                break
+        return found
 
     def _wholes(self, node: Node) -> tuple[str, ...]:
         """Return the inputs in the order of the arguments, where one may come twice."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from largebatch.base.errors import UserError
 from largebatch.data.source import UNREADABLE, Source
@@ -14,6 +16,7 @@ from largebatch.data.stream import permutation
 from largebatch.quantization.calibrate import Histogram, observe, ranges
 from largebatch.quantization.lower import Lowered, Range, Recipe, lower, needed
 from largebatch.quantization.network import HEAVY, Network
+from largebatch.quantization.reference import IntegerNetwork
 from largebatch.quantization.trace import trace
 
 BATCH = 64  # calibration images a pass
@@ -47,6 +50,25 @@ class Quantized:
     def layers(self) -> list[str]:
         """Names of the convolutions and matrix products in integers."""
         return [node.name for node in self.network if node.operator in HEAVY]
+
+    def integer_share(self) -> float:
+        """Return the share of the multiplications of a pass, in products of any kind, that are computed in integers."""
+        outputs: dict[str, int] = {}
+        images = torch.zeros(2, *self.floats.image)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            IntegerNetwork(self.floats).eval()(images, lambda name, value: outputs.update({name: _elements(value)}))
+        every_product = counter.get_total_flops() / 2  # a multiplication and an addition each
+        heavy = (node for node in self.network if node.operator in HEAVY)
+        integers: int = sum(outputs[node.name] * node.tensors["weight"][0].numel() for node in heavy)
+        return float(integers / max(every_product, 1))
+
+    def size_ratio(self) -> float:
+        """Return the bytes of the tensors over those of the network in floats."""
+        ours, floats = (
+            sum(tensor.nbytes for node in network for tensor in node.tensors.values())
+            for network in (self.network, self.floats)
+        )
+        return ours / max(floats, 1)
 
     def keeping(self, layers: Collection[str]) -> Quantized:
         """Return the network with these layers in floats."""
@@ -83,6 +105,10 @@ def quantize(
     histograms = observe(floats, batches, needed(floats, recipe))
     found = ranges(histograms, calibration, recipe.bits)
     return Quantized(floats, lower(floats, found, recipe), histograms, found, recipe)
+
+
+def _elements(value: Any) -> int:
+    return value.numel() if isinstance(value, Tensor) else 0
 
 
 def calibration_images(source: Source, seed: int, count: int) -> Iterator[Tensor]:

@@ -126,11 +126,12 @@ class Step(nn.Module):
         return self._settle((self._centred(x, 0) * self._centred(other, 1)).float() * _single(scale))
 
     def _average_pool(self, x: Tensor) -> Tensor:
-        attributes, values = self.node.attributes, self._centred(x, 0)
-        scale = self._read(0).scale / self._output().scale
+        attributes, scale = self.node.attributes, self._read(0).scale / self._output().scale
         if attributes["kernel"] is None:
-            sums = values.sum((2, 3), dtype=torch.int32, keepdim=attributes["keep"])
-            return self._settle(sums.float() * _single(scale / math.prod(x.shape[2:])))
+            count = math.prod(x.shape[2:])
+            sums = x.sum((2, 3), dtype=torch.int32, keepdim=attributes["keep"]) - count * self._read(0).zero_point
+            return self._settle(sums.float() * _single(scale / count))
+        values = self._centred(x, 0)
         windows = {"kernel_size": attributes["kernel"], "stride": attributes["stride"]}
         windows |= {"padding": attributes["padding"], "ceil_mode": attributes["ceil"]}
         sums = F.avg_pool2d(values.double(), **windows, divisor_override=1)

@@ -23,6 +23,7 @@ from largebatch.quantization.exported import BATCH_NORM, imported
 from largebatch.quantization.fold import folded
 from largebatch.quantization.network import Network, Node
 from largebatch.quantization.reference import IntegerNetwork
+from largebatch.quantization.shuffle import shuffled
 
 CHECKED = 4  # images that the list and the network must agree on
 # In float64, of the largest logit: ill-conditioned weights lose a part of its 16 digits, another function all of them.
@@ -46,7 +47,7 @@ def trace(model: nn.Module, image: tuple[int, int, int]) -> Network:
     expected = _logits(model, images)
     network = imported(_exported(model, images), type(model).__name__, image)
     in_float64 = _in_type(network, torch.float64)
-    without_norms = folded(in_float64)
+    without_norms = folded(shuffled(in_float64))
     with torch.inference_mode():
         got = IntegerNetwork(network)(images)
         # The same operators in the same order have the same bits. Where they aren't, float64 tells whether it matters.

@@ -1,5 +1,6 @@
 """`largebatch quantize` on recorded runs, and `largebatch eval quantized=true` of what it makes."""
 
+import functools
 import hashlib
 import importlib.util
 import json
@@ -13,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from largebatch.cli import main as cli
+from largebatch.inference import quantize as session_of_quantize
+from largebatch.quantization.lower import Recipe
 
-REST = {"report": False, "max_drop": None, "min_db": 30.0, "export": None, "out": None}
+REST = {"report": False, "max_drop": None, "min_db": 30.0, "allow_float": False, "export": None, "out": None}
 
 
 @pytest.fixture
@@ -105,11 +108,26 @@ def test_layers_are_kept_in_floats_until_the_drop_is_met(run, facts):
     coarse = facts("quantize", f"run={run}", "reduce_range=true", "min_db=-10", *words)
     assert coarse["recipe"]["reduced"]
     assert coarse["decibels"] < 20
-    found = facts("quantize", f"run={run}", "max_drop=3", *words)
+    found = facts("quantize", f"run={run}", "max_drop=3", "allow_float=true", *words)
     drops = [step["top1_drop"] for step in found["steps"]]
     assert drops[0] > 3 >= drops[-1] == found["top1_drop"]
     assert found["recipe"]["keep"] == [step["layer"] for step in found["steps"][1:]]
     assert {*found["recipe"]["keep"]} <= {*found["in_floats"]}
+
+
+def test_a_network_that_stays_in_floats_is_no_network_of_integers(run, call, monkeypatch):
+    kept = ["conv1", *(f"layer{stage}.0.conv{number}" for stage in (1, 2, 3) for number in (1, 2))]
+    monkeypatch.setattr(session_of_quantize, "Recipe", functools.partial(Recipe, keep=kept))
+    words = ("quantize", f"run={run}", "images=64", "threads=1", "device=cpu")
+    status, out, said = call(*words)
+    assert (status, out) == (1, "")
+    assert re.search(
+        r"only \d+ % of the multiplications of .* would be in integers, and its tensors would take 0\.\d\d", said
+    )
+    assert "needs allow_float=true. In floats are: aten.conv2d.default (7)" in said
+    assert not (run / "quantized").exists()
+    assert call(*words, "allow_float=true")[0] == 0
+    assert (run / "quantized").exists()
 
 
 def refused(call, *words):

@@ -119,3 +119,34 @@ def test_what_is_not_finite_is_refused(bad):
 def test_a_range_that_ends_before_it_begins():
     with pytest.raises(UserError, match="from 2 to 1 ends before"):
         parameters(2.0, 1.0)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_scale_that_is_none(bad):
+    scales, zeros = torch.tensor([1.0, bad]), torch.tensor([0, 0])
+    for function in (quantize, dequantize):
+        with pytest.raises(UserError, match=f"a scale of {bad:g} stands for nothing: it is a finite number above 0"):
+            function(torch.zeros(2, 3, dtype=torch.uint8), scales, zeros, axis=0)
+
+
+@pytest.mark.parametrize("bad", [-1, 256, 2**31, 0.5])
+def test_a_zero_point_outside_of_the_integers(bad):
+    with pytest.raises(UserError, match=r"zero points from .* are not integers from 0 to 255"):
+        quantize(torch.zeros(3), torch.tensor(1.0), torch.tensor(bad))
+
+
+def test_far_beyond_the_range():
+    # 2^31 · 4 units and more, where int32 would wrap around: the ends of the range.
+    far = torch.tensor([2.0**33, -(2.0**33), 3e38, -3e38])
+    assert quantize(far, torch.tensor(1.0), torch.tensor(7)).tolist() == [255, 0, 255, 0]
+    assert quantize(far, torch.tensor(1e-30), torch.tensor(0), signed=True).tolist() == [127, -128, 127, -128]
+    for value in (2**31, -(2**40)):  # as int32: −2^31, and 0
+        with pytest.raises(UserError, match=f"integers from {value} to {value} are too large"):
+            dequantize(torch.tensor([value]), torch.tensor(1.0), torch.tensor(0))
+    assert dequantize(torch.tensor([2**30]), torch.tensor(0.5), torch.tensor(-128)).tolist() == [2.0**29 + 64]
+
+
+def test_a_range_wider_than_float32():
+    for low, high in ((-3e38, 3e38), (0.0, 1e300), (-1e308, 1e308)):
+        with pytest.raises(UserError, match=r"is too wide: float32 ends at 3\.4e38"):
+            scale_and_zero_point(torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64))

@@ -2,11 +2,15 @@ import dataclasses
 
 import pytest
 import torch
-from quantization.networks import mixed, photographs, small_resnet
+import torch.nn.functional as F
+from quantization.networks import mixed, photographs, settled, small_resnet
+from torch import nn
 
 from largebatch.base.errors import UserError
+from largebatch.quantization.engines import x86
 from largebatch.quantization.lower import Recipe, lower, needed
 from largebatch.quantization.network import Network, Node, Quantization
+from largebatch.quantization.pipeline import quantize
 from largebatch.quantization.reference import IntegerNetwork
 from largebatch.quantization.trace import trace
 
@@ -133,3 +137,56 @@ def test_a_relu_is_a_bound(traced):
     wider = {**ranges, "relu": (-1.0, 3.0)}  # no ReLU gives that: its zero point is not 0, and its bound is
     node = lower(network, wider, Recipe()).network.nodes[1]
     assert node.output == dataclasses.replace(Quantization(node.output.scale, 64), low=64)
+
+
+class Shuffling(nn.Module):
+    """Parts of channels that are convolved, concatenated, normalized and shuffled, as in ShuffleNet and Res2Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding="same", bias=False)
+        self.left, self.right = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 6, 3, padding=1)
+        self.norm, self.last = nn.BatchNorm2d(10), nn.Linear(10, 5)
+
+    def forward(self, x):
+        left, right = F.relu(self.stem(x)).chunk(2, 1)
+        x = F.silu(self.norm(torch.cat([self.left(left), self.right(right)], 1)))
+        x = x.view(-1, 2, 5, *x.shape[2:]).transpose(1, 2).contiguous().view(-1, 10, *x.shape[2:])
+        first, *rest = x.split([2, 4, 4], 1)
+        x = torch.cat([*rest, first], 1)
+        x = torch.stack([x, x + 1], 1).view(x.size(0), 20, -1)
+        return self.last(x.view(x.size(0), 2, 10, -1).permute(0, 2, 1, 3).mean((2, 3)))
+
+
+@pytest.fixture(scope="module")
+def shuffling():
+    torch.manual_seed(0)
+    model = settled(Shuffling())
+    return model, quantize(model, (3, 16, 16), [photographs(16)])
+
+
+def test_parts_and_shuffles_stay_in_integers(shuffling):
+    model, made = shuffling
+    assert made.network.float_operators == []
+    assert [node.operator for node in made.network].count("quantize") == 1
+    assert decibels(model(photographs(8)), IntegerNetwork(made.network)(photographs(8))) > 30
+    # The BatchNorm behind the first concatenation is in the convolutions before it.
+    assert [node.name for node in made.network if node.operator == "conv"] == ["stem", "left", "right"]
+
+
+def test_what_is_only_concatenated_takes_the_range_of_the_concatenation(shuffling):
+    _, made = shuffling
+    outputs = made.network.outputs()
+    both = next(node for node in made.network if node.operator == "concatenate")
+    assert both.inputs == ("left", "right")
+    assert outputs["left"] == outputs["right"] == outputs[both.name]
+    low, high = made.ranges[both.name]
+    assert outputs["left"].scale == pytest.approx((high - low) / 255, rel=1e-6)
+
+
+def test_every_engine_of_the_processor_shuffles_alike(shuffling):
+    _, made = shuffling
+    images = photographs(8)
+    expected = IntegerNetwork(made.network)(images)
+    got = x86.load_unchecked(made.network)(images)
+    assert decibels(expected, got) > 40
