@@ -10,6 +10,13 @@ BIN := .venv/bin
 export UV_COMPILE_BYTECODE := 1
 export PATH := $(PATH):$(CURDIR)/.uv/bin
 
+COMMA := ,
+SPACE := $(subst ,, )
+STUDY := $(sort $(basename $(notdir $(wildcard conf/experiment/study_*.yaml))))
+STUDY_WORDS := threads=1 channels_last=true loader.workers=0 launcher.jobs=$(shell nproc 2>/dev/null || echo 1)
+# What the groups of the study's Figure 1 and of its warmups have in common
+RECIPE := n=32,lr.base=0.4,lr.scaling=linear,model.init=own,optimizer=sgd
+
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
@@ -46,7 +53,17 @@ bench: .venv/synced ## measure the speed of a training step and of the loader he
 	$(BIN)/largebatch bench
 
 study: .venv/synced ## run the study of results/study, and go on where it stopped; quick=true: ten minutes of it
-	$(BIN)/python scripts/study/run.py $(if $(filter true,$(quick)),--quick,$(if $(filter-out false,$(quick)),$(error quick=$(quick): it takes true or false)))
+ifeq ($(quick),true)
+	$(BIN)/largebatch train -m experiment=study_64,study_256,study_1k,study_1k_none seed=0,1,2 epochs=16 \
+		bn.recompute=false $(STUDY_WORDS) hydra.sweep.dir=runs/study-quick
+	$(BIN)/largebatch table runs=runs/study-quick baseline=k=2 margin=3
+else
+	$(BIN)/largebatch train -m experiment=$(subst $(SPACE),$(COMMA),$(STUDY)) seed=0,1,2 $(STUDY_WORDS) \
+		hydra.sweep.dir=runs/study
+	$(BIN)/largebatch train -m experiment=study_64,study_128,study_256,study_512 seed=3,4 $(STUDY_WORDS) \
+		hydra.sweep.dir=runs/study
+	$(BIN)/largebatch table runs=runs/study baseline=k=2 margin=1
+endif
 
 results: .venv/synced ## draw figures and tables again from the committed records
 	$(BIN)/largebatch plot curves runs=results/digits out=results/digits/curves.svg
@@ -57,6 +74,13 @@ results: .venv/synced ## draw figures and tables again from the committed record
 	$(BIN)/largebatch table runs=results/digits format=markdown > results/digits/table.md
 	$(BIN)/largebatch plot curves runs=results/digits-curves out=results/digits-curves/curves.svg out=results/digits-curves/curves.png
 	$(BIN)/python scripts/pitfalls.py results/pitfalls
+	$(BIN)/largebatch table runs=results/study/records baseline=k=2 margin=1 format=markdown > results/study/table.md
+	$(BIN)/largebatch plot scaling runs=results/study/records baseline=k=2 only=$(RECIPE),warmup=gradual \
+		margin=1 paper=true out=results/study/scaling.svg out=results/study/scaling.png
+	$(BIN)/largebatch plot curves runs=results/study/records baseline=k=2 only=$(RECIPE),warmup=gradual \
+		recomputed=true out=results/study/curves.svg out=results/study/curves.png
+	$(BIN)/largebatch plot curves runs=results/study/records baseline=k=2 only=$(RECIPE),k=16,32 \
+		out=results/study/warmup.svg out=results/study/warmup.png
 	$(BIN)/largebatch plot probe runs=results/probe/digits runs=results/probe/fashion_mnist baseline=none \
 		allow_mixed=true out=results/probe/probe.png
 	$(BIN)/largebatch plot probe runs=results/probe/warmup baseline=none out=results/probe/warmup.png

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, variance
 
+from largebatch.records.packed import NAME, unpack
 from largebatch.records.runs import Run, load
 
 ROOT = Path(__file__).parents[1]
@@ -123,10 +124,11 @@ def finished(runs: Path, records: Path) -> dict[str, Run]:
     """Return the runs that are over, by name: done or diverged, committed or in the directory of runs."""
     found = {}
     for parent in (records, runs):
-        for path in sorted(parent.glob("*/summary.json")):
-            run = load(path.parent)
+        names = {path.parent.name for path in parent.glob("*/summary.json")} | {*unpack(parent / NAME)}
+        for name in sorted(names):
+            run = load(parent / name)
             if run.status in ("done", "diverged"):
-                found.setdefault(path.parent.name, run)
+                found.setdefault(name, run)
     return found
 
 
@@ -164,7 +166,7 @@ def run_all(jobs: int) -> None:
 
 def collect() -> None:
     """Copy the runs that are over and not yet among the records."""
-    new = [name for name in finished(RUNS, RECORDS) if not (RECORDS / name).exists()]
+    new = [name for name in finished(RUNS, RECORDS) if name not in unpack(RECORDS / NAME)]
     if new:
         words = [*(f"runs={RUNS / name}" for name in new), f"out={RECORDS}"]
         sys.exit(subprocess.run([sys.executable, "-m", "largebatch", "compact", *words]).returncode)

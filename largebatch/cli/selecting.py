@@ -24,6 +24,12 @@ SELECTING = (
         "lr.base_minibatch.",
         path=True,
     ),
+    Word(
+        "only",
+        None,
+        "Which groups are shown beside the baseline: settings, each with one or several values, such as "
+        "k=8,32,warmup=gradual. Left out: all.",
+    ),
     Word("allow_mixed", "false", "Compare also runs of different epochs, data sets or models.", BOOLEAN),
 )
 BELONGING = (
@@ -40,7 +46,7 @@ def selected(given: Given) -> Selection:
         UserError: no run matches, no group or several can be the baseline, or they cannot be compared.
         Fault: no run can be read.
     """
-    return select(given.all("runs"), given.text("baseline"), given.flag("allow_mixed"))
+    return select(given.all("runs"), given.text("baseline"), given.flag("allow_mixed"), given.text("only"))
 
 
 def status_after_warnings(selection: Selection) -> int:

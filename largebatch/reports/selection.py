@@ -151,7 +151,9 @@ class Selection:
         return differing(self.groups)
 
 
-def select(patterns: Sequence[str], baseline: str | None = None, allow_mixed: bool = False) -> Selection:
+def select(
+    patterns: Sequence[str], baseline: str | None = None, allow_mixed: bool = False, only: str | None = None
+) -> Selection:
     """Find runs, put those of one experiment together, and choose the baseline.
 
     Args:
@@ -159,6 +161,7 @@ def select(patterns: Sequence[str], baseline: str | None = None, allow_mixed: bo
         baseline: Settings such as ``k=8,warmup=none``, a directory of runs, ``none`` for no comparison; None for the
             group whose kn is lr.base_minibatch.
         allow_mixed: Compare also what differs in epochs, data set or model.
+        only: Settings such as ``k=8,32,warmup=gradual``: the baseline and the groups that have one of each are kept.
 
     Raises:
         UserError: no run matches, no group or more than one can be the baseline, or they cannot be compared.
@@ -184,8 +187,24 @@ def select(patterns: Sequence[str], baseline: str | None = None, allow_mixed: bo
         chosen = _one([group for group in groups if any(_lies(run, within) for run in group.runs)], groups, baseline)
     else:
         chosen = choose_baseline(groups, baseline)
+    if only:
+        groups = [group for group in groups if group is chosen or group in _having(only, groups)]
     ordered = sorted(groups, key=lambda group: (group is not chosen, *_order(group)))
     return Selection(tuple(ordered), chosen, tuple(_notes(ordered)), tuple(corrupt))
+
+
+def _having(text: str, groups: Sequence[Group]) -> list[Group]:
+    """Return the groups that have, of each setting that is named, one of its values."""
+    wanted = {
+        key: [_value(one) for one in value.split(",")] if isinstance(value, str) else [value]
+        for key, value in filter_of(text, groups, "only").items()
+    }
+    kept = [
+        group for group in groups if all(any(group.matches({key: one}) for one in ones) for key, ones in wanted.items())
+    ]
+    if not kept:
+        raise UserError(f"only={text} fits none of these runs.")
+    return kept
 
 
 def _is_place(path: Path) -> bool:
@@ -248,7 +267,7 @@ def choose_baseline(groups: Sequence[Group], text: str | None) -> Group:
     return _one([group for group in usual if group.pitfall == "none"], groups, None)
 
 
-def filter_of(text: str, groups: Sequence[Group]) -> dict[str, Any]:
+def filter_of(text: str, groups: Sequence[Group], name: str = "baseline") -> dict[str, Any]:
     """Return the settings that a filter names; a group such as ``warmup`` stands for its name.
 
     Raises:
@@ -259,18 +278,18 @@ def filter_of(text: str, groups: Sequence[Group]) -> dict[str, Any]:
     for word in re.split(r",(?=[\w.]+=)", text):
         key, equals, value = word.partition("=")
         if not equals:
-            raise UserError(
-                f"baseline={text} is neither a directory nor settings: it takes some such as k=8 or k=8,warmup=none, "
-                "the directory of a run, or none for no comparison."
-            )
+            directory = name == "baseline"
+            is_not = "neither a directory nor settings" if directory else "not settings"
+            others = ", the directory of a run, or none for no comparison" if directory else ""
+            raise UserError(f"{name}={text} is {is_not}: it takes some such as k=8 or k=8,warmup=none{others}.")
         key = f"{key}.name" if f"{key}.name" in known else key
         if key not in known:
             raise UserError(
-                f"baseline={text}: '{key}' is not a setting of these runs.{nearest(key, known)} It takes the keys that "
+                f"{name}={text}: '{key}' is not a setting of these runs.{nearest(key, known)} It takes the keys that "
                 "`largebatch train --help` lists, and kn and rate."
             )
         if key in wanted:
-            raise UserError(f"baseline={text} gives {key.removesuffix('.name')} twice: give it once.")
+            raise UserError(f"{name}={text} gives {key.removesuffix('.name')} twice: give it once.")
         wanted[key] = _value(value)
     return wanted
 

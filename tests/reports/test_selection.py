@@ -238,3 +238,25 @@ def test_nothing_but_corrupt_records_is_a_fault(record, tmp_path):
     with pytest.raises(Fault) as error:
         chosen(tmp_path)
     assert str(error.value) == f"{broken} cannot be read: summary.json has no status."
+
+
+def test_only_keeps_the_baseline_and_what_has_one_of_each_value(record):
+    for k in (1, 2, 4):
+        record(k=k, settings={"warmup.name": "gradual"})
+    record(k=4, settings={"lr.base": 0.2})
+    record(k=8, settings={"lr.base": 0.2, "dataset.flip": True})
+    place = str(record(k=2, settings={"optimizer.nesterov": False}).parent)
+
+    def kept(only):
+        chosen = select([place], "k=1", allow_mixed=True, only=only)
+        return [(group.k, group.settings["lr.base"], group.settings["optimizer.nesterov"]) for group in chosen.groups]
+
+    assert kept("k=4,8,lr.base=0.2") == [(1, 0.1, True), (4, 0.2, True), (8, 0.2, True)]
+    assert kept("optimizer.nesterov=true,k=2") == [(1, 0.1, True), (2, 0.1, True)]
+    for only, sentence in (
+        ("k=16", r"^only=k=16 fits none of these runs\.$"),
+        ("k8", r"^only=k8 is not settings: it takes some such as k=8 or k=8,warmup=none\.$"),
+        ("kk=8", r"^only=kk=8: 'kk' is not a setting of these runs\."),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            kept(only)
