@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from largebatch.base.errors import UserError
-from largebatch.quantization.exported import CONV, LINEAR, pair
+from largebatch.quantization.exported import CONV, LINEAR, RESHAPE, SLICE, pair
 from largebatch.quantization.lower import ADD, with_defaults
 from largebatch.quantization.network import IMAGES, Network, Node, Quantization, unfused
+from largebatch.quantization.reference import IntegerNetwork
+from largebatch.quantization.shuffle import PERMUTE, TRANSPOSE
 
 OPSET = 17
 IR_VERSION = 8  # of ONNX 1.12, which came with this opset
@@ -36,7 +39,7 @@ def as_onnx(network: Network) -> onnx.ModelProto:
         UserError: an operator that has no counterpart in ONNX here; its name, and what would do.
     """
     network = unfused(network)
-    graph = _Graph(network.outputs())
+    graph = _Graph(network.outputs(), _shapes(network))
     for node in network:
         BUILDERS[node.operator](graph, node)
     last = graph.real(network.nodes[-1].name)
@@ -59,11 +62,24 @@ def as_onnx(network: Network) -> onnx.ModelProto:
     return model
 
 
+def _shapes(network: Network) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor, without the first dimension, from a pass of the oracle."""
+    found: dict[str, tuple[int, ...]] = {}
+
+    def see(name: str, value: Any) -> None:
+        if isinstance(value, Tensor):
+            found[name] = tuple(value.shape[1:])
+
+    with torch.inference_mode():
+        IntegerNetwork(network).eval()(torch.zeros(1, *network.image), see)
+    return found
+
+
 class _Graph:
     """Nodes and constants so far. Tensors of the network have a slash before their names, so that none is taken."""
 
-    def __init__(self, read: Mapping[str, Quantization | None]) -> None:
-        self.read = read
+    def __init__(self, read: Mapping[str, Quantization | None], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self.read, self.shapes = read, shapes
         self.nodes: list[onnx.NodeProto] = []
         self.constants: list[onnx.TensorProto] = []
         self._known: dict[tuple[str, str], str] = {}
@@ -169,21 +185,39 @@ def _together(operator: str, attributes: Callable[[Node], dict[str, Any]] = lamb
     return build
 
 
-def _window(node: Node) -> dict[str, Any]:
+def _window(graph: _Graph, node: Node) -> dict[str, Any]:
+    """Return the windows of a pool. Those that overhang end in padding: runtimes differ in what ``ceil_mode`` says."""
     how = node.attributes
-    return {
-        "kernel_shape": how["kernel"],
-        "strides": how["stride"],
-        "pads": [*how["padding"], *how["padding"]],
-        "ceil_mode": int(how["ceil"]),
-    }
+    dilation = how.get("dilation", [1, 1])
+    maps = zip(graph.shapes[node.inputs[0]][-2:], graph.shapes[node.name][-2:], strict=True)
+    ends = [
+        max(padding, (after - 1) * stride + step * (kernel - 1) + 1 - before - padding)
+        for (before, after), kernel, stride, padding, step in zip(
+            maps, how["kernel"], how["stride"], how["padding"], dilation, strict=True
+        )
+    ]
+    return {"kernel_shape": how["kernel"], "strides": how["stride"], "pads": [*how["padding"], *ends]}
+
+
+def _overhang(graph: _Graph, node: Node) -> np.ndarray[Any, Any]:
+    """Return by how much each mean is too small, float32 (H, W): PyTorch counts no pixel beyond the padding."""
+    how, factors = node.attributes, []
+    for axis, kernel in enumerate(how["kernel"]):
+        size, padding = graph.shapes[node.inputs[0]][axis - 2], how["padding"][axis]
+        begins = np.arange(graph.shapes[node.name][axis - 2]) * how["stride"][axis] - padding
+        factors.append(kernel / (np.minimum(begins + kernel, size + padding) - begins))
+    return np.asarray(np.outer(*factors), np.float32)
 
 
 def _average_pool(graph: _Graph, node: Node) -> None:
     how, real, mean = node.attributes, graph.real(node.inputs[0]), f"/{node.name}/mean"
     if how["kernel"] is not None:
-        counted = int(how["include_padding"])
-        graph.settle(node, graph.add("AveragePool", [real], mean, **_window(node), count_include_pad=counted))
+        counted = bool(how["include_padding"])
+        real = graph.add("AveragePool", [real], mean, **_window(graph, node), count_include_pad=int(counted))
+        factors = _overhang(graph, node)
+        if counted and (factors != 1).any():
+            real = graph.add("Mul", [real, graph.constant(factors)], f"{mean}/counted")
+        graph.settle(node, real)
     elif how["keep"]:
         graph.settle(node, graph.add("GlobalAveragePool", [real], mean))
     else:
@@ -192,13 +226,31 @@ def _average_pool(graph: _Graph, node: Node) -> None:
 
 
 def _max_pool(graph: _Graph, node: Node) -> None:
-    graph.add(
-        "MaxPool",
-        [graph.stored(node.inputs[0])],
-        f"/{node.name}",
-        **_window(node),
-        dilations=node.attributes["dilation"],
-    )
+    """Add a maximum; where windows overhang by more than ONNX allows, the least number is put there."""
+    x, window = graph.stored(node.inputs[0]), _window(graph, node)
+    ends = window["pads"][2:]
+    if any(end >= kernel for end, kernel in zip(ends, window["kernel_shape"], strict=True)):
+        least = np.array(0, np.uint8) if graph.read[node.inputs[0]] else np.array(-np.inf, np.float32)
+        pads = graph.constant(np.array([0, 0, 0, 0, 0, 0, *ends]))
+        x = graph.add("Pad", [x, pads, graph.constant(least)], f"/{node.name}/padded")
+        window["pads"] = [*window["pads"][:2], 0, 0]
+    graph.add("MaxPool", [x], f"/{node.name}", **window, dilations=node.attributes["dilation"])
+
+
+def _linear(graph: _Graph, node: Node) -> None:
+    """Add a matrix product; of more than two dimensions, one of its rows."""
+    inner = graph.shapes[node.inputs[0]]
+    build = _heavy("Gemm", lambda node: {"transB": 1})
+    if len(inner) == 1:
+        return build(graph, node)
+    rows, products = f"{node.name}/rows", f"{node.name}/products"
+    shape = graph.constant(np.array([-1, inner[-1]]))
+    graph.add("Reshape", [graph.stored(node.inputs[0]), shape], f"/{rows}")
+    graph.read = {**graph.read, rows: graph.read[node.inputs[0]]}
+    build(graph, replace(node, name=products, inputs=(rows,)))
+    back = graph.constant(np.array([-1, *graph.shapes[node.name]]))
+    graph.add("Reshape", [f"/{products}", back], f"/{node.name}")
+    return None
 
 
 def _lookup(graph: _Graph, node: Node) -> None:
@@ -215,11 +267,24 @@ def _dequantize(graph: _Graph, node: Node) -> None:
 
 
 def _call(graph: _Graph, node: Node) -> None:
-    target = node.attributes["target"]
+    target, how = node.attributes["target"], node.attributes["arguments"][1:]
+    x, name = graph.stored(node.inputs[0]), f"/{node.name}"
+    rank = len(graph.shapes[node.inputs[0]]) + 1
     if target in UNCHANGED:
-        graph.add("Identity", [graph.stored(node.inputs[0])], f"/{node.name}")
-    elif target in RESHAPED and node.attributes["arguments"][1:] == [1]:
-        graph.add("Flatten", [graph.stored(node.inputs[0])], f"/{node.name}")
+        graph.add("Identity", [x], name)
+    elif target in RESHAPED and how == [1]:
+        graph.add("Flatten", [x], name)
+    elif target == RESHAPE and how[0][0] == -1:
+        graph.add("Reshape", [x, graph.constant(np.array(how[0]))], name)
+    elif target in (PERMUTE, TRANSPOSE):
+        order = list(how[0]) if target == PERMUTE else list(range(rank))
+        if target == TRANSPOSE:
+            order[how[0]], order[how[1]] = order[how[1]], order[how[0]]
+        graph.add("Transpose", [x], name, perm=[axis % rank for axis in order])
+    elif target == SLICE:
+        axis, start, end, step = with_defaults(node, [None, 0, None, None, 1])[1:]
+        bounds = (start or 0, np.iinfo(np.int64).max if end is None else end, axis % rank, step)
+        graph.add("Slice", [x, *(graph.constant(np.array([bound])) for bound in bounds)], name)
     else:
         raise _not_written(node)
 
@@ -235,7 +300,7 @@ def _real(graph: _Graph, node: Node) -> None:
     """Add an operator that is kept in floats: those of networks of convolutions with residuals."""
     target, inputs = node.attributes["target"], [graph.real(name) for name in node.inputs]
     if target not in REAL or node.attributes.get("keywords") or len(inputs) != (2 if target == ADD else 1):
-        return _call(graph, node)
+        return _real_max_pool(graph, node) if target == MAX_POOL else _call(graph, node)
     own = [graph.constant(_array(node.tensors[name])) for name in ("weight", "bias") if name in node.tensors]
     operator, attributes = REAL[target](node)
     if target == LINEAR:  # its weight the other way round, and images in any number of dimensions
@@ -254,10 +319,10 @@ def _real_convolution(node: Node) -> tuple[str, dict[str, Any]]:
     return "Conv", _convolution(replace(node, attributes=how))
 
 
-def _real_max_pool(node: Node) -> tuple[str, dict[str, Any]]:
-    _, kernel, stride, padding, dilation, ceil = with_defaults(node, [None, None, [], 0, 1, False])
-    how = {"kernel": pair(kernel), "stride": pair(stride or kernel), "padding": pair(padding), "ceil": ceil}
-    return "MaxPool", _window(replace(node, attributes=how)) | {"dilations": pair(dilation)}
+def _real_max_pool(graph: _Graph, node: Node) -> None:
+    _, kernel, stride, padding, dilation, _ = with_defaults(node, [None, None, [], 0, 1, False])
+    how = {"kernel": pair(kernel), "stride": pair(stride or kernel), "padding": pair(padding)}
+    _max_pool(graph, replace(node, attributes={**how, "dilation": pair(dilation)}))
 
 
 def _real_adaptive_pool(node: Node) -> tuple[str, dict[str, Any]]:
@@ -276,6 +341,7 @@ def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
     return array
 
 
+MAX_POOL = "aten.max_pool2d.default"
 UNCHANGED = ("aten.dropout.default", "aten.clone.default", "aten.contiguous.default")
 RESHAPED = ("aten.flatten.using_ints",)
 REAL: Mapping[str, Callable[[Node], tuple[str, dict[str, Any]]]] = {
@@ -283,7 +349,6 @@ REAL: Mapping[str, Callable[[Node], tuple[str, dict[str, Any]]]] = {
     LINEAR: lambda node: ("MatMul", {}),
     ADD: lambda node: ("Add", {}),
     "aten.relu.default": lambda node: ("Relu", {}),
-    "aten.max_pool2d.default": _real_max_pool,
     "aten.adaptive_avg_pool2d.default": _real_adaptive_pool,
     "aten.mean.dim": _real_mean,
 }
@@ -291,7 +356,7 @@ BUILDERS: Mapping[str, Callable[[_Graph, Node], None]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     "conv": _conv,
-    "linear": _heavy("Gemm", lambda node: {"transB": 1}),
+    "linear": _linear,
     "add": _together("Add"),
     "multiply": _together("Mul"),
     "concatenate": _together("Concat", lambda node: {"axis": node.attributes["dim"]}),
