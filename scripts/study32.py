@@ -2,10 +2,10 @@
 
     python scripts/study32.py list              # every run that is known so far, in order, and which are done
     python scripts/study32.py run               # run them; jobs=2: two at a time
-    python scripts/study32.py collect           # copy what is done to results/study32/records, to be committed
+    python scripts/study32.py collect           # copy what is done to results/study32/runs.jsonl, to be committed
 
-Runs are recorded in runs/study32. What lies in results/study32/records already is not run again. The base rate and the
-largest k that holds are read from the records, as the plan says; what depends on them is known once they are.
+Runs are recorded in runs/study32. What results/study32/runs.jsonl holds is not run again. The base rate and the largest
+k that holds are read from the records, as the plan says; what depends on them is known once they are.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, variance
 
+from largebatch.base.outcome import DIVERGED
 from largebatch.records.packed import NAME, unpack
+from largebatch.records.read import read_summary
 from largebatch.records.runs import Run, load
 
 ROOT = Path(__file__).parents[1]
-RUNS, RECORDS = Path("runs", "study32"), ROOT / "results" / "study32" / "records"
+RUNS, RECORDS = Path("runs", "study32"), ROOT / "results" / "study32"
 # On any machine: one thread a run, so that as many runs as cores go at once; a machine that is busy is not a hang.
 EVERY = (
     *("device=cpu", "precision=fp32", "threads=1", "channels_last=true", "loader.workers=0"),
@@ -123,12 +125,10 @@ def stages(found: Mapping[str, Run]) -> Iterator[list[Planned]]:
 def finished(runs: Path, records: Path) -> dict[str, Run]:
     """Return the runs that are over, by name: done or diverged, committed or in the directory of runs."""
     found = {}
-    for parent in (records, runs):
-        names = {path.parent.name for path in parent.glob("*/summary.json")} | {*unpack(parent / NAME)}
-        for name in sorted(names):
-            run = load(parent / name)
-            if run.status in ("done", "diverged"):
-                found.setdefault(name, run)
+    places = [records / name for name in unpack(records / NAME)]
+    for place in (*places, *sorted(path.parent for path in runs.glob("*/summary.json"))):
+        if (read_summary(place) or {}).get("status") in ("done", "diverged"):  # the others are being written
+            found.setdefault(place.name, load(place))
     return found
 
 
@@ -143,14 +143,18 @@ def known(found: Mapping[str, Run]) -> list[list[Planned]]:
 
 
 def run_all(jobs: int) -> None:
-    """Run what is not over, ``jobs`` at a time; end when a run fails, so that nobody waits for one that cannot work."""
+    """Run what is not over, ``jobs`` at a time; after a run that fails nothing starts. Diverging is a result."""
     going: dict[str, subprocess.Popen[bytes]] = {}
     failed = []
     while True:
-        for name, process in [(name, process) for name, process in going.items() if process.poll() is not None]:
-            del going[name]
-            if process.returncode not in (0, 3):  # a run that diverges is a result
-                failed.append(f"{name} ended with status {process.returncode}")
+        ended = [name for name, process in going.items() if process.poll() is not None]
+        if going and not ended:
+            time.sleep(2)
+            continue
+        for name in ended:
+            status = going.pop(name).returncode
+            if status not in (0, DIVERGED):
+                failed.append(f"{name} ended with status {status}")
         found = finished(RUNS, RECORDS)
         waiting = [one for stage in known(found) for one in stage if one.name not in found and one.name not in going]
         if not going and (failed or not waiting):
@@ -159,7 +163,6 @@ def run_all(jobs: int) -> None:
             words = [*planned.words, *EVERY, f"run_dir={RUNS / planned.name}"]
             print(time.strftime("%Y-%m-%d %H:%M"), "largebatch train", *words, flush=True)
             going[planned.name] = subprocess.Popen([sys.executable, "-m", "largebatch", "train", *words])
-        time.sleep(2)
     if failed:
         sys.exit("study32: " + "; ".join(failed) + ". Started again, it goes on from the last checkpoint.")
 
