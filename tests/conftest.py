@@ -79,6 +79,7 @@ def digits_runs(compose, tmp_path_factory) -> Path:
 
     They learn enough to differ. ``stopped`` ended in the middle of its second epoch.
     """
+    from largebatch.records.provenance import Run
     from largebatch.runtime.placement import Hardware, place
     from largebatch.training.loop import fit
 
@@ -88,5 +89,5 @@ def digits_runs(compose, tmp_path_factory) -> Path:
     wanted["stopped"] = (*few, "epochs=2", "iterations=60")
     for name, words in wanted.items():
         config = compose(*words)
-        fit(config, place(config, Hardware(cores=1, gpus=0, mps=False, bf16=False)), parent / name)
+        fit(Run.of(config, place(config, Hardware(cores=1, gpus=0, mps=False, bf16=False)), parent / name))
     return parent

@@ -27,7 +27,7 @@ from largebatch.runtime.processes import launch
 from largebatch.runtime.world import World, hardware, leave, started_outside
 from largebatch.training.exchange import Averaging
 from largebatch.training.learner import DTYPES, open_data, start
-from largebatch.training.loop import sample_stream
+from largebatch.training.pitfalls import sample_stream
 
 TOGETHER = (1, 2, 4, 8)  # workers a pass on a GPU, as placement chooses them; elsewhere 1
 TINY = 4  # numbers in a message that takes its latency

@@ -25,7 +25,9 @@ from largebatch.data.stream import SampleStream
 from largebatch.models import build_model
 from largebatch.runtime.placement import Placement
 from largebatch.training.learner import DTYPES, Learner, make_learner, open_data, start
-from largebatch.training.loop import make_step, sample_stream
+from largebatch.training.optimizer import set_rate
+from largebatch.training.pitfalls import sample_stream
+from largebatch.training.step import make_step
 
 # The rate of every step here: weights stay, so that all steps do the same arithmetic, and it is the optimizer's
 # whole work all the same.
@@ -40,7 +42,7 @@ class Ours:
     learner: Learner
     source: Source
     stream: SampleStream  # kept, as in a run: it shuffles once an epoch
-    make_step: Callable[[Iterator[Batch], int, float], Tensor]
+    make_step: Callable[[Iterator[Batch], int], Tensor]
 
     def batches(self) -> list[Batch]:
         """Return the images of the step as the k workers see them."""
@@ -48,7 +50,8 @@ class Ours:
 
     def step(self) -> None:
         """Make one step of kn samples."""
-        self.make_step(self._passes(), 0, RATE)
+        set_rate(self.learner.optimizer, RATE)
+        self.make_step(self._passes(), 0)
 
     def _passes(self) -> Iterator[Batch]:
         place = self.learner.placement

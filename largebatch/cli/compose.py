@@ -8,8 +8,8 @@ import re
 import sys
 import typing
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,12 @@ from largebatch.base.errors import UserError, nearest
 from largebatch.base.files import UserPath
 from largebatch.bench.config import BenchConfig
 from largebatch.cli.arguments import SWEEPING, for_hydra
-from largebatch.cli.command import Command, Values
+from largebatch.cli.command import Values
 from largebatch.cli.commands.probe import Asked as ProbeWords
 from largebatch.config.groups import CertifyConfig
 from largebatch.config.launchers import LAUNCHERS
 from largebatch.config.run import Config
 from largebatch.inference.config import EvalConfig
-from largebatch.launch.arms import one_by_one
 from largebatch.launch.manifest import Arm
 from largebatch.quantization.config import QuantizeConfig
 
@@ -41,39 +40,42 @@ def configuration_directory() -> Path:
     return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
 
 
-class _Application:
-    """What Hydra calls: once, or through a launcher of ours once for all arms of a sweep."""
+@dataclass
+class Composed:
+    """What Hydra has made of a command line: the values of one call, or the arms of a sweep and its directory.
 
-    def __init__(self, command: Command, arguments: list[str]) -> None:
-        self.command, self.arguments = command, arguments
-        self.status = 0  # of --help and --cfg, which call nothing
-        self.fault: Exception | None = None  # raised again by compose(): here Hydra would word it first
+    Hydra calls it, and a launcher of ours calls :meth:`sweep`. It only keeps the values: the work begins when Hydra is
+    done, so that its faults are not worded by Hydra and its stack has no frame of Hydra's. Of --help and --cfg, which
+    call nothing, both stay empty.
+    """
+
+    values: Values | None = None
+    directory: Path = Path()
+    arms: list[Arm] = field(default_factory=list)
 
     def __call__(self, composed: DictConfig) -> None:
-        self._do(lambda: self.command.run(self._plain(composed)).status)
-
-    def sweep(self, directory: Path, arms: Sequence[Arm]) -> None:
-        """Run or submit the arms; ``directory`` is the sweep's."""
-        command = self.command
-        self._do(lambda: command.sweep(directory, arms) if command.sweep else one_by_one(command.run, arms))
-
-    def _plain(self, composed: DictConfig) -> Values:
+        """Keep the values of one call, as plain ones."""
         from omegaconf import OmegaConf
 
-        values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
-        values.pop("experiment", None)
-        return values
+        self.values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
+        self.values.pop("experiment", None)
 
-    def _do(self, work: Callable[[], int]) -> None:
-        sys.argv = ["largebatch", *self.arguments]  # Hydra has read its part: the record wants the whole
-        try:
-            self.status = work()
-        except Exception as error:
-            self.fault = error
+    def sweep(self, directory: Path, arms: Sequence[Arm]) -> None:
+        """Keep the arms; ``directory`` is the sweep's."""
+        self.directory = directory
+        self.arms += arms
 
 
-def compose(name: str, command: Command, arguments: list[str]) -> int:
-    """Compose the configuration of a command with Hydra, and run it once, or once for every arm of a sweep."""
+def compose(name: str, arguments: list[str]) -> Composed:
+    """Compose the configuration of a command with Hydra.
+
+    Args:
+        name: The command, and its file in ``conf/``.
+        arguments: ``key=value`` and Hydra's own options.
+
+    Raises:
+        UserError: a mistake in the arguments.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us, to be put into a sentence
     import hydra
     from hydra.errors import HydraException
@@ -81,23 +83,22 @@ def compose(name: str, command: Command, arguments: list[str]) -> int:
 
     if "RANK" in os.environ and SWEEPING & {*arguments}:
         raise UserError("a sweep (-m, launcher=slurm) cannot be started in a rank: start it once, without torchrun.")
-    application = _Application(command, [name, *arguments])
+    composed = Composed()
     sys.argv = ["largebatch", *for_hydra(name, arguments, kinds())]
     try:
-        hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)(application)()
-        if application.fault:
-            raise application.fault
+        hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)(composed)()
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_a_sentence(error)) from None
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        if error is application.fault or isinstance(error, BrokenPipeError):
-            raise
         raise UserError(f"hydra.sweep.dir cannot be written: {error}. Give another directory.") from None
     except ValueError as error:
         if not str(error).startswith("Config group override must be"):
             raise
         raise UserError("A group such as model=… takes one of its names, not a number or a list: see --help.") from None
-    return application.status
+    sys.argv = ["largebatch", name, *arguments]  # Hydra has read its part: the record wants the whole
+    return composed
 
 
 def _in_a_sentence(error: Exception) -> str:

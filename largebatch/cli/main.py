@@ -34,6 +34,7 @@ from largebatch.cli.commands.sweep import SWEEP
 from largebatch.cli.commands.table import TABLE
 from largebatch.cli.commands.train import train
 from largebatch.cli.compose import compose
+from largebatch.launch.arms import one_by_one
 from largebatch.launch.sweep import sweep_arms
 
 TRAIN = Command("train a network from k workers of n samples each, and record the run", train, sweep_arms)
@@ -100,7 +101,12 @@ def run(arguments: list[str]) -> int:
     command = COMMANDS[name]
     if isinstance(command, PlainCommand):
         return command.run(rest)
-    return compose(name, command, _named_part(rest) if name == "bench" else rest)
+    composed = compose(name, _named_part(rest) if name == "bench" else rest)
+    if composed.arms and command.sweep:
+        return command.sweep(composed.directory, composed.arms)
+    if composed.arms:
+        return one_by_one(command.run, composed.arms)
+    return command.run(composed.values).status if composed.values is not None else 0
 
 
 def _named_part(arguments: list[str]) -> list[str]:
@@ -154,13 +160,14 @@ def _complete(arguments: list[str]) -> int:
             '-sc takes install=bash (or fish, zsh), or uninstall=bash: eval "$(largebatch -sc install=bash)"'
         )
     if asked[1] != "query":
-        return compose("train", TRAIN, ["-sc", *words])
+        compose("train", ["-sc", *words])
+        return 0
     program, _, rest = os.environ.get("COMP_LINE", "").partition(" ")
     name, space, line = rest.lstrip().partition(" ")
     if not space:
         print(" ".join(command for command in COMMANDS if command.startswith(name)))
-    elif isinstance(command := COMMANDS.get(name), Command):
+    elif isinstance(COMMANDS.get(name), Command):
         os.environ["COMP_LINE"] = f"{program} {line}"
         with contextlib.suppress(UserError):  # the line is not finished: a mistake in it is not to be shown yet
-            compose(name, command, ["-sc", *words])
+            compose(name, ["-sc", *words])
     return 0

@@ -1,4 +1,7 @@
-"""Well-known mistakes that can be made on purpose: their names, and what each does."""
+"""Well-known mistakes that can be made on purpose: their names, what each does, and those that change the rate.
+
+Parts of training that a pitfall swaps are in :mod:`largebatch.training.pitfalls`; no other module names one.
+"""
 
 from __future__ import annotations
 
@@ -30,3 +33,22 @@ class PitfallConfig:
 
     def __post_init__(self) -> None:
         one_of("pitfall", self.name, tuple(PITFALLS))
+
+    @property
+    def absorbs_rate(self) -> bool:
+        """Whether momentum holds the rate, in a form of SGD of its own."""
+        return self.name in ("absorb_rate", "absorb_rate_corrected")
+
+    @property
+    def one_pass(self) -> bool:
+        """Whether all kn samples must be in one forward pass, for statistics over them."""
+        return self.name == "sync_bn"
+
+    def warmup(self, form: str) -> str:
+        """Return the form of a warmup, by its name in :class:`~largebatch.config.schedule.RateSchedule`."""
+        swapped = {"per_epoch_warmup": "staircase", "warmup_from_zero": "from_zero"}
+        return swapped.get(self.name, form) if form == "gradual" else form
+
+    def loss_scale(self, base: float, reference: float) -> float:
+        """Return the factor of the cross-entropy, by which the rates are divided: 1, or η̂/η under scale_loss."""
+        return reference / base if self.name == "scale_loss" else 1.0

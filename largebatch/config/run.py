@@ -134,7 +134,7 @@ class Config:
             )
 
     def _check_pitfall(self) -> None:
-        if self.pitfall.name.startswith("absorb_rate") and self.optimizer.name != "sgd":
+        if self.pitfall.absorbs_rate and self.optimizer.name != "sgd":
             raise UserError(f"pitfall={self.pitfall.name} is a form of SGD's momentum: it needs optimizer=sgd.")
 
     def check_probe(self) -> None:
@@ -182,7 +182,7 @@ class Config:
     def _check_graphs(self) -> None:
         if self.cuda_graphs and self.precision == "fp64":
             raise UserError("cuda_graphs=true keeps the rate in float32: it cannot go with precision=fp64.")
-        if self.cuda_graphs and (self.optimizer.name != "sgd" or self.pitfall.name.startswith("absorb_rate")):
+        if self.cuda_graphs and (self.optimizer.name != "sgd" or self.pitfall.absorbs_rate):
             given = (
                 f"optimizer={self.optimizer.name}" if self.optimizer.name != "sgd" else f"pitfall={self.pitfall.name}"
             )
@@ -238,11 +238,10 @@ class Config:
     def rates(self, train_images: int) -> RateSchedule:
         """Return the schedule that gives the rate of every iteration."""
         per_epoch = self.iterations_per_epoch(train_images)
-        form = {"per_epoch_warmup": "staircase", "warmup_from_zero": "from_zero"}.get(self.pitfall.name)
         return RateSchedule(
             base=self.lr.base / self.loss_scale,
             reference=self.reference_rate / self.loss_scale,
-            warmup=form if form and self.warmup.name == "gradual" else self.warmup.name,
+            warmup=self.pitfall.warmup(self.warmup.name),
             iterations_per_epoch=per_epoch,
             warmup_iterations=round(self.warmup_epochs * per_epoch),
             decay=self.schedule.name,
@@ -253,8 +252,8 @@ class Config:
 
     @property
     def loss_scale(self) -> float:
-        """Factor of the cross-entropy: 1, but η̂/η under pitfall=scale_loss, where the rates are divided by it."""
-        return self.reference_rate / self.lr.base if self.pitfall.name == "scale_loss" else 1.0
+        """Factor of the cross-entropy, by which the rates are divided: 1 in the paper's recipe."""
+        return self.pitfall.loss_scale(self.lr.base, self.reference_rate)
 
     def same_rates_key(self, precision: str) -> str:
         """Return a key that is equal for configurations of one run: all that is hashed, with the rates for their names.

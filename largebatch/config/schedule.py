@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 RATE_GROUPS = ("lr", "warmup", "schedule")  # of the configuration: they decide the rates, and nothing else
+from largebatch.config.pitfalls import PitfallConfig
+
 SCALINGS = ("linear", "sqrt", "none")
 
 
@@ -123,15 +125,14 @@ def schedule_of(settings: Mapping[str, Any], iterations_per_epoch: int) -> RateS
         settings: What defines the experiment, under dotted keys.
         iterations_per_epoch: Whole minibatches in the training set.
     """
-    base, pitfall, warmup = settings["lr.base"], settings["pitfall"], settings["warmup.name"]
+    base, pitfall = settings["lr.base"], PitfallConfig(settings["pitfall"])
     minibatch = settings["k"] * settings["n"]
     reference = reference_rate(base, minibatch, settings["lr.base_minibatch"], settings["lr.scaling"])
-    scale = reference / base if pitfall == "scale_loss" else 1.0
-    form = {"per_epoch_warmup": "staircase", "warmup_from_zero": "from_zero"}.get(pitfall)
+    scale = pitfall.loss_scale(base, reference)
     return RateSchedule(
         base=base / scale,
         reference=reference / scale,
-        warmup=form if form and warmup == "gradual" else warmup,
+        warmup=pitfall.warmup(settings["warmup.name"]),
         iterations_per_epoch=iterations_per_epoch,
         warmup_iterations=round(settings["warmup.epochs"] * iterations_per_epoch),
         decay=settings["schedule.name"],

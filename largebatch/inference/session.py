@@ -22,8 +22,7 @@ from largebatch.records.runs import find
 from largebatch.runtime.placement import Placement, place
 from largebatch.runtime.world import World, hardware
 from largebatch.training.learner import open_data, start
-from largebatch.training.loop import validation_cuts
-from largebatch.training.validation import BATCH
+from largebatch.training.validation import BATCH, validation_cuts
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,8 @@ def plan(
 
 def _task(directory: Path, number: int, words: str, config: Config, resources: Resources) -> Task:
     """Return a task that can be started from any directory, by any number of starts."""
-    run_dir = Path(config.run_dir) if config.run_dir else default_directory(config, config.precision, directory)
+    run_hash = config.run_hash(config.precision)
+    run_dir = Path(config.run_dir or default_directory(config, run_hash, directory))
     root = config.dataset.root
     settled = replace(
         config,
@@ -136,7 +137,7 @@ def _task(directory: Path, number: int, words: str, config: Config, resources: R
         dataset=replace(config.dataset, root=root if root is None else str(Path(root).absolute())),
     )
     _inside_or_given(directory, settled, words)
-    return Task(number, words, settled, config.run_hash(config.precision), resources)
+    return Task(number, words, settled, run_hash, resources)
 
 
 def _place(task: Task) -> Path:

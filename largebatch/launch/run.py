@@ -1,4 +1,4 @@
-"""Train one run: decide what is left to do, start its processes, restart after a lost rank, correct the summary."""
+"""Train one run: decide once where it goes and what it is, start its processes, restart them, correct the summary."""
 
 from __future__ import annotations
 
@@ -13,67 +13,57 @@ from largebatch.base.errors import UserError
 from largebatch.base.outcome import STATUS, Outcome, say
 from largebatch.base.signals import ENDED, INTERRUPTED
 from largebatch.config.run import Config
-from largebatch.records.read import default_directory, differences, holds_run, read_provenance, read_summary
+from largebatch.records.provenance import Run
+from largebatch.records.read import differences, holds_run, read_provenance, read_summary
 from largebatch.records.write import append_log, ended_by, write_summary
 from largebatch.runtime.lock import holder
-from largebatch.runtime.placement import Placement, place
+from largebatch.runtime.placement import place
 
 
 def train_run(config: Config) -> Outcome:
-    """Train what ``config`` says, unless it is done already."""
-    from largebatch.runtime.processes import Stopped
+    """Train what ``config`` says, unless it is done already; where a process dies, go on from the last checkpoint."""
+    from largebatch.runtime.processes import RankLost, Stopped, launch
     from largebatch.runtime.world import hardware, started_outside
-
-    placement = place(config, hardware(config.device), *started_outside())
-    directory = Path(config.run_dir or default_directory(config, placement.precision))
-    over = _run_is_over(config, placement, directory)
-    if over:
-        error = over["final_error"]
-        shown = "" if error is None else f" (error {error:.2f} %)"
-        say(f"{over['status']} already: {directory}{shown}. Nothing was changed.")
-        return Outcome(STATUS[over["status"]], str(directory), over)
-    before = read_summary(directory)
-    try:
-        summary = _launched(config, placement, directory)
-    except Stopped as stop:
-        summary = read_summary(directory) or {}
-        # Its processes were not in the loop yet, or slow.
-        if summary == (before or {}) or summary.get("status") in ("running", "failed"):
-            summary = {**summary, "status": "interrupted", "signal": stop.signal}
-            _correct(directory, summary)
-    except BaseException as error:
-        _note_failure(directory, error)
-        raise
-    if summary["status"] == "interrupted":
-        return Outcome(INTERRUPTED if summary["signal"] == "SIGINT" else ENDED, str(directory), summary)
-    return Outcome(STATUS[summary["status"]], str(directory), summary)
-
-
-def _launched(config: Config, placement: Placement, directory: Path) -> dict[str, Any]:
-    """Train in as many processes as were placed; where one of them dies, go on from the last checkpoint."""
-    from largebatch.runtime.processes import RankLost, launch
     from largebatch.training.loop import fit
 
-    restarts = 0
-    while True:
+    run = Run.of(config, place(config, hardware(config.device), *started_outside()))
+    directory, restarts, summary = run.directory, 0, _left_by_a_run_that_is_over(run)
+    if summary:
+        error = summary["final_error"]
+        shown = "" if error is None else f" (error {error:.2f} %)"
+        say(f"{summary['status']} already: {directory}{shown}. Nothing was changed.")
+        return Outcome(STATUS[summary["status"]], str(directory), summary)
+    before = read_summary(directory)
+    while not summary:
         try:
-            return launch(fit, (config, placement, directory), placement.processes, placement.threads)
-        except RankLost as error:
-            if restarts == config.launcher.max_restarts:
+            summary = launch(fit, (run,), run.placement.processes, run.placement.threads)
+        except Stopped as stop:
+            summary = read_summary(directory) or {}
+            # Its processes were not in the loop yet, or slow.
+            if summary == (before or {}) or summary.get("status") in ("running", "failed"):
+                summary = {**summary, "status": "interrupted", "signal": stop.signal}
+                _correct(directory, summary)
+        except BaseException as error:
+            if not isinstance(error, RankLost) or restarts == config.launcher.max_restarts:
+                _note_failure(directory, error)
                 raise
             restarts += 1
             note = f"{error} Restart {restarts} of {config.launcher.max_restarts} (launcher.max_restarts)."
             say(f"largebatch: {note}")
             append_log(directory, note)
-            config = replace(config, resume=True)
+            run = replace(run, config=replace(config, resume=True))
+    if summary["status"] == "interrupted":
+        return Outcome(INTERRUPTED if summary["signal"] == "SIGINT" else ENDED, str(directory), summary)
+    return Outcome(STATUS[summary["status"]], str(directory), summary)
 
 
-def _run_is_over(config: Config, placement: Placement, directory: Path) -> dict[str, Any] | None:
+def _left_by_a_run_that_is_over(run: Run) -> dict[str, Any] | None:
     """Return the summary of a run that has nothing left to do, or None where there is something to train.
 
     Raises:
         UserError: the directory holds a run that was not asked for.
     """
+    config, directory = run.config, run.directory
     if not holds_run(directory):
         return None
     summary = read_summary(directory) or {"status": "running"}
@@ -83,7 +73,7 @@ def _run_is_over(config: Config, placement: Placement, directory: Path) -> dict[
             "it, or another run_dir."
         )
     before = read_provenance(directory) or {}
-    now = {**config.experiment(placement.precision), "seed": config.seed}
+    now = {**run.experiment, "seed": config.seed}
     changed = differences({**before.get("experiment", {}), "seed": before.get("seed")}, now)
     if changed:
         raise UserError(

@@ -9,11 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from largebatch.config.run import Config
+from largebatch.records.read import default_directory
 from largebatch.runtime.placement import Placement
 
 SCHEMA = 1
@@ -67,15 +70,41 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(config: Config, placement: Placement, devices: list[str]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Run:
+    """A run as it is handed to its processes: all that is decided before they start, computed once.
+
+    ``directory`` is where it is recorded; ``experiment`` and the hashes are those of
+    :meth:`~largebatch.config.run.Config.experiment` at the placement's precision.
+    """
+
+    config: Config
+    placement: Placement
+    directory: Path
+    experiment: Mapping[str, Any]
+    experiment_hash: str
+    run_hash: str
+
+    @classmethod
+    def of(cls, config: Config, placement: Placement, directory: Path | None = None) -> Run:
+        """Compute the hashes; ``directory`` is by default the one that the configuration names."""
+        precision = placement.precision
+        run_hash = config.run_hash(precision)
+        directory = directory or Path(config.run_dir or default_directory(config, run_hash))
+        return cls(
+            config, placement, directory, config.experiment(precision), config.experiment_hash(precision), run_hash
+        )
+
+
+def provenance(run: Run, devices: list[str]) -> dict[str, Any]:
     """Return where a run comes from: code, versions, devices, command, hashes."""
     return {
         "schema": SCHEMA,
-        "experiment_hash": config.experiment_hash(placement.precision),
-        "run_hash": config.run_hash(placement.precision),
-        "experiment": config.experiment(placement.precision),
-        "seed": config.seed,
-        "placement": vars(placement),
+        "experiment_hash": run.experiment_hash,
+        "run_hash": run.run_hash,
+        "experiment": run.experiment,
+        "seed": run.config.seed,
+        "placement": vars(run.placement),
         "git": git_state(Path(__file__).parent),
         "versions": versions(),
         "devices": devices,

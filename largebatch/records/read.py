@@ -22,18 +22,17 @@ def safe_name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.") or "unnamed"
 
 
-def default_directory(config: Config, precision: str, parent: Path | None = None) -> Path:
+def default_directory(config: Config, run_hash: str, parent: Path | None = None) -> Path:
     """Return where a run is recorded if it does not say: its names, its seed and its hash.
 
     Args:
         config: The run.
-        precision: The resolved one, which is part of the hash.
+        run_hash: That of the run, in the precision that it has.
         parent: A sweep's directory; by default ``runs/<dataset>-<model>``.
     """
     group = safe_name(f"{config.dataset.name}-{config.model.name}")
-    digest = config.run_hash(precision)[:8]
     mistake = "" if config.pitfall.name == "none" else f"-{config.pitfall.name}"
-    name = safe_name(f"k{config.k}-n{config.n}-{config.warmup.name}{mistake}-s{config.seed}-{digest}")
+    name = safe_name(f"k{config.k}-n{config.n}-{config.warmup.name}{mistake}-s{config.seed}-{run_hash[:8]}")
     return (parent or Path("runs") / group) / name
 
 

@@ -49,6 +49,7 @@ import contextlib
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -220,6 +221,11 @@ class Record:
     def log(self, text: str) -> None:
         """Append a line to ``log.txt``, with the time; a full disk costs the line."""
         _write_line(self._log, text)
+
+    def say(self, text: str) -> None:
+        """Print a line, and keep it in the log."""
+        self.log(text)
+        print(text, file=sys.stderr, flush=True)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Replace ``summary.json``."""

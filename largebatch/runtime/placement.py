@@ -70,11 +70,11 @@ def place(
         )
     workers = config.k // processes
     per_pass = config.workers_per_pass
-    if config.pitfall.name == "sync_bn":
+    if config.pitfall.one_pass:
         if processes > 1 or per_pass not in (None, config.k):
             raise UserError(
-                "pitfall=sync_bn computes all kn samples in one pass, to take statistics over them: it goes with "
-                f"processes=1 and workers_per_pass={config.k} alone."
+                f"pitfall={config.pitfall.name} computes all kn samples in one pass, to take statistics over them: it "
+                f"goes with processes=1 and workers_per_pass={config.k} alone."
             )
         per_pass = config.k
     if per_pass is None:

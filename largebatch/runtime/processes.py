@@ -64,7 +64,12 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
         Stopped: a signal came before the processes could heed it.
     """
     if processes == 1 or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        return _in_place(function, arguments)
+        if os.environ.get("RANK", "0") != "0":
+            from torch.distributed.elastic.multiprocessing.errors import record
+
+            # What goes wrong in this rank alone reaches people through torchrun's report: rank 0 alone speaks to them.
+            function = cast(Callable[..., R], record(function))
+        return function(*arguments)
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -131,15 +136,6 @@ class _Relay(Signals):
         for rank in ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(cast(int, rank.pid), number)
-
-
-def _in_place(function: Callable[..., R], arguments: tuple[Any, ...]) -> R:
-    if os.environ.get("RANK", "0") == "0":
-        return function(*arguments)
-    from torch.distributed.elastic.multiprocessing.errors import record
-
-    # What goes wrong in this rank alone reaches people through torchrun's report: rank 0 alone speaks to them.
-    return cast(R, record(function)(*arguments))
 
 
 def enter(launcher: tuple[int, int], function: Callable[..., R], arguments: tuple[Any, ...]) -> R:

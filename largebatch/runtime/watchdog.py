@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch.distributed import DistError
 from torch.distributed.distributed_c10d import Store
@@ -18,6 +18,7 @@ from largebatch.base.numbers import listed
 from largebatch.runtime.world import World
 
 T = TypeVar("T")
+Watched = Callable[[Iterable[Any], str], Iterator[Any]]  # Watchdog.watched, or unwatched
 
 LOADING = "loading images"
 _LONGEST_LOOK = 5.0  # seconds between two looks
@@ -26,6 +27,11 @@ _LOOKS = 10  # before a run without progress is given up, at least
 
 class Hang(Fault):
     """No process has made progress for too long; the message names those that keep the others waiting."""
+
+
+def unwatched(batches: Iterable[T], doing: str) -> Iterator[T]:
+    """Yield ``batches``; nobody waits for them."""
+    return iter(batches)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from torch import Tensor
 from largebatch.data.source import Batch
 from largebatch.training.learner import Learner
 from largebatch.training.meter import count_replaced
-from largebatch.training.optimizer import set_rate
 
 # Ordinary steps before the recorded one: they choose algorithms, compile kernels and make the momentum.
 WARM_UP = 3
@@ -63,12 +62,13 @@ class CudaRecorder:
 class GraphedStep:
     """A training step that is recorded after a few ordinary ones, and repeated from then on.
 
-    Its batches are copied to memory that stays, and its rate lies on the device. What a step does must not depend on
-    anything else that changes: one process, no dropout.
+    Its batches are copied to memory that stays, and its rate lies in a tensor on the device, which
+    :func:`~largebatch.training.optimizer.set_rate` fills. What a step does must not depend on anything else that
+    changes: one process, no dropout.
 
     Attributes:
         learner: Changed by every step, in place.
-        step: A step of that learner with the rate that its optimizer has.
+        step: A step of that learner.
         recorder: How it is recorded.
     """
 
@@ -79,12 +79,11 @@ class GraphedStep:
     _made: int = field(init=False, default=0)
     _repeat: Work | None = field(init=False, default=None)
 
-    def __call__(self, batches: Iterator[Batch], iteration: int, rate: float) -> Tensor:
+    def __call__(self, batches: Iterator[Batch], iteration: int) -> Tensor:
         """Make one step, as ``train_step`` does; the rows are valid until the next one."""
-        running, place = self.learner.running, self.learner.placement
-        taken = [next(batches) for _ in range(place.workers // place.workers_per_pass)]
+        running = self.learner.running
+        taken = [next(batches) for _ in range(self.learner.passes)]
         self._keep(taken)
-        set_rate(self.learner.optimizer, rate)
         steps = running.steps + 1
         rows = self._make(lambda: self.step(iter(self._inputs), iteration))
         running.steps = steps  # whatever the recording counted

@@ -1,28 +1,29 @@
-"""What a training step needs and changes: network, exchange, optimizer and statistics, on this process's device."""
+"""The learner, all that a training step reads and changes: network, exchange, optimizer and running statistics."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from largebatch.base.errors import UserError
 from largebatch.config.run import Config
 from largebatch.data.source import Source, Target, open_source
-from largebatch.data.stream import INITIALISE, key
+from largebatch.data.stream import DROPOUT, INITIALISE, key
 from largebatch.models import build_model, initialise, is_stochastic
 from largebatch.models.batchnorm import RunningStatistics, choose_kernel
 from largebatch.models.fuse_batchnorm import fuse
 from largebatch.runtime.placement import Placement
 from largebatch.runtime.world import World, join
 from largebatch.training.exchange import Averaging, Exchange, Tree
-from largebatch.training.optimizer import make_optimizer
+from largebatch.training.pitfalls import batchnorm_groups, loss_factor, model_to_start, optimizer_of
 
 NEVER = timedelta(days=365)
 # bf16 is autocast's: weights, gradients and updates stay in float32.
@@ -31,7 +32,11 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "
 
 @dataclass
 class Learner:
-    """What a step needs and changes."""
+    """What a step reads and changes, on this process's device.
+
+    ``loss_factor`` multiplies a worker's summed cross-entropy before its backward pass: 1/kn, times the number of
+    processes where the exchange divides by it. ``stochastic`` says whether the network draws random numbers (dropout).
+    """
 
     config: Config
     placement: Placement
@@ -41,11 +46,35 @@ class Learner:
     optimizer: Optimizer
     running: RunningStatistics
     stochastic: bool
+    loss_factor: float
 
     @property
     def first_worker(self) -> int:
         """The first of this process's consecutive workers."""
         return self.world.rank * self.placement.workers
+
+    @property
+    def passes(self) -> int:
+        """Forward passes of this process in a step."""
+        return self.placement.workers // self.placement.workers_per_pass
+
+    @contextlib.contextmanager
+    def worker_pass(self, iteration: int, number: int) -> Iterator[None]:
+        """Surround forward and backward pass ``number`` of a step: its dropout, its statistics, its exchange."""
+        if self.stochastic:  # dropout is drawn for the worker, wherever it runs
+            worker = self.first_worker + number * self.placement.workers_per_pass
+            torch.manual_seed(key(self.config.seed, DROPOUT, iteration, worker) >> 1)
+        self.running.before_pass(number)
+        # Gradients gather here until the last pass, whose back-propagation overlaps the one exchange of the step.
+        with self.exchange.passing(last=number == self.passes - 1):
+            yield
+        self.running.after_pass(number)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return what the network says of a pass's images, in the precision in which losses are computed."""
+        with self.autocast():
+            logits: Tensor = self.exchange.net(images)
+        return logits.to(DTYPES[self.placement.precision])
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context in which forward passes run."""
@@ -88,18 +117,12 @@ def make_learner(config: Config, placement: Placement, world: World, classes: in
     dtype = DTYPES[placement.precision]
     torch.manual_seed(key(config.seed, INITIALISE) >> 1)
     model = build_model(config.model, classes, config.dataset.channels)
-    zero_gamma = config.model.zero_gamma and config.pitfall.name != "gamma_one"
-    initialise(model, replace(config.model, zero_gamma=zero_gamma))
+    initialise(model, model_to_start(config))
     model.to(world.device, dtype).train()
     if placement.channels_last:
         model.to(memory_format=torch.channels_last)
     stochastic = is_stochastic(model)
-    if config.pitfall.name == "sync_bn":
-        groups = 1
-    else:
-        # Dropout is drawn a pass at a time: only a pass of one worker can be the same on any hardware.
-        groups = 1 if stochastic else placement.workers_per_pass
-        placement = replace(placement, workers_per_pass=groups)
+    groups, placement = batchnorm_groups(config, placement, stochastic)
     pays = groups > 1 or config.cuda_graphs
     kernel = choose_kernel(config.bn.kernel, placement.device, config.compile, config.exact, pays)
     running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, world.rank == 0, kernel)
@@ -112,12 +135,13 @@ def make_learner(config: Config, placement: Placement, world: World, classes: in
         )
     one_kernel = placement.device == "cuda" and not config.exact
     rate_on = world.device if config.cuda_graphs else None
-    optimizer = make_optimizer(model, config.optimizer, config.pitfall.name, one_kernel, rate_on)
+    optimizer = optimizer_of(model, config, one_kernel, rate_on)
     if config.compile:
         model.compile(fullgraph=True, dynamic=False)
     options = config.exchange
     exchange = Tree(model, world, options.bucket_bytes) if config.exact else Averaging(model, world, options)
-    learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic)
+    factor = loss_factor(config, exchange.factor)
+    learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic, factor)
     if world.size > 1 and not config.exact:
         _settle_buckets(learner)
     return learner

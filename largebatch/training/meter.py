@@ -14,6 +14,21 @@ from largebatch.training.validation import wide
 FIGURES = 4  # of a worker in a step: summed loss, samples right, losses not finite, images replaced
 
 
+def worker_figures(passes: Sequence[tuple[Tensor, Tensor, int]], n: int) -> Tensor:
+    """Return a row of FIGURES for each worker, all passes at once: these small operations show in a small network.
+
+    Args:
+        passes: Of each the losses, which of the samples are right, and how many images were replaced.
+        n: Samples a worker.
+    """
+    all_losses, all_right, replaced = zip(*passes, strict=True)
+    losses, right = torch.cat(all_losses).view(-1, n), torch.cat(all_right).view(-1, n).sum(1)
+    losses = losses.to(wide(losses.device))
+    rows = torch.stack([losses.sum(1), right, (~losses.isfinite()).sum(1), torch.zeros_like(right)], dim=1)
+    count_replaced(rows, replaced)
+    return rows
+
+
 def count_replaced(rows: Tensor, replaced: Sequence[int]) -> None:
     """Write how many images each pass of a step replaced into the row of its first worker.
 

@@ -1,9 +1,9 @@
-"""What the optimizer decays, and the optimizers."""
+"""The optimizers, and which parameters they decay."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,50 +48,41 @@ def decay_groups(model: nn.Module) -> DecayGroups:
     )
 
 
+def parameter_groups(model: nn.Module, decay: float, spared_decay: float = 0.0) -> list[dict[str, Any]]:
+    """Return the optimizer's groups of a model's parameters, those that are empty left out."""
+    groups = decay_groups(model)
+    found = (
+        {"params": list(groups.decayed.values()), "weight_decay": decay},
+        {"params": list(groups.spared.values()), "weight_decay": spared_decay},
+    )
+    return [group for group in found if group["params"]]
+
+
 def make_optimizer(
-    model: nn.Module,
-    config: OptimizerConfig,
-    pitfall: str = "none",
-    fused: bool = False,
-    rate_on: torch.device | None = None,
+    groups: list[dict[str, Any]], config: OptimizerConfig, fused: bool = False, rate_on: torch.device | None = None
 ) -> Optimizer:
-    """Return the optimizer with its two decay groups; :func:`set_rate` sets its rate before every step.
+    """Return the optimizer of some parameters; :func:`set_rate` sets its rate before every step.
 
     SGD is PyTorch's form of momentum, u ← m u + g, w ← w − η u: the rate is outside the momentum, so a change
     of rate needs no correction (remark 2).
 
     Args:
-        model: On its device already.
+        groups: From :func:`parameter_groups`, of a model on its device.
         config: Which, and its constants.
-        pitfall: That of the run.
         fused: Whether SGD reads and writes everything once, in a single kernel a group; equal up to rounding.
         rate_on: Where the rate lies as a tensor, for a step that is recorded; None: it is a number. Fused SGD alone
             takes it without waiting for the device.
     """
-    groups = decay_groups(model)
-    spared_decay = config.weight_decay if pitfall == "decay_bn" else 0.0
-    parameters = [
-        {"params": list(groups.decayed.values()), "weight_decay": config.weight_decay},
-        {"params": list(groups.spared.values()), "weight_decay": spared_decay},
-    ]
-    parameters = [group for group in parameters if group["params"]]
-    if pitfall in ("absorb_rate", "absorb_rate_corrected"):
-        return RateAbsorbingSGD(parameters, config.momentum, config.nesterov, pitfall == "absorb_rate_corrected")
     if config.name == "sgd":
         rate = 0.0 if rate_on is None else torch.zeros((), device=rate_on)
-        return EagerSGD(parameters, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
+        return EagerSGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
     from timm.optim.lamb import Lamb  # imported where used: timm takes a second
     from timm.optim.lars import Lars
 
-    if config.name == "lars":
-        return Lars(
-            parameters,
-            lr=0.0,
-            momentum=config.momentum,
-            nesterov=config.nesterov,
-            trust_coeff=config.trust_coefficient,
-        )
-    return Lamb(parameters, lr=0.0, betas=(config.momentum, 0.999))
+    if config.name == "lamb":
+        return Lamb(groups, lr=0.0, betas=(config.momentum, 0.999))
+    momentum, trust = config.momentum, config.trust_coefficient
+    return Lars(groups, lr=0.0, momentum=momentum, nesterov=config.nesterov, trust_coeff=trust)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -116,35 +107,3 @@ class EagerSGD(Eager, SGD):
     """PyTorch's SGD, with its arithmetic."""
 
     step = torch.no_grad()(inspect.unwrap(SGD.step))
-
-
-class RateAbsorbingSGD(Eager):
-    """Momentum that holds the rate, v ← m v + η g, w ← w − v: the second form of remark 2.
-
-    Args:
-        parameters: Groups with their weight decay.
-        momentum: m.
-        nesterov: Whether the step is m v + η g instead of v.
-        corrected: Whether v is multiplied by η_{t+1}/η_t when the rate changes. Without it, pitfall=absorb_rate.
-    """
-
-    def __init__(self, parameters: Iterable[dict[str, Any]], momentum: float, nesterov: bool, corrected: bool) -> None:
-        self.momentum, self.nesterov, self.corrected = momentum, nesterov, corrected
-        super().__init__(parameters, {"lr": 0.0, "weight_decay": 0.0})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Make one step with the rate of each group's ``lr``."""
-        for group in self.param_groups:
-            rate = group["lr"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                absorbed = rate * parameter.grad.add(parameter, alpha=group["weight_decay"])
-                velocity = state.setdefault("velocity", torch.zeros_like(parameter))
-                if self.corrected and "rate" in state:
-                    velocity.mul_(rate / state["rate"])
-                state["rate"] = rate
-                velocity.mul_(self.momentum).add_(absorbed)
-                parameter.sub_(absorbed.add_(velocity, alpha=self.momentum) if self.nesterov else velocity)

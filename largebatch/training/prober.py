@@ -1,4 +1,4 @@
-"""What is measured of a run at one point of its way. It leaves the run, to the bit, as it was."""
+"""Probes: measure drift, noise scale and sharpness where a run stands, and leave the run as it was, to the bit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from largebatch.base.errors import UserError
 from largebatch.data.source import Batch, Source
 from largebatch.data.stream import DROPOUT, PROBE, SampleStream, key
 from largebatch.models.batchnorm import batchnorms, one_worker_at_a_time
+from largebatch.runtime.watchdog import Watched, unwatched
 from largebatch.training.drift import (
     Loss,
     Sharpness,
@@ -35,20 +36,7 @@ from largebatch.training.optimizer import decay_groups
 
 SHARE = 0.05  # of a run's back-propagations, which probe.every=auto may take
 TOLERANCE = 0.1  # of an eigenvector of the Hessian: about 1 % of the sharpness
-T = TypeVar("T")
 Drawn = tuple[int, Batch]  # the number of a small step, from 0, and its minibatch
-
-
-class Watched(Protocol):
-    """Yields batches, and lets it be known that they go on."""
-
-    def __call__(self, batches: Iterable[T], doing: str, /) -> Iterator[T]:
-        """Yield ``batches``."""
-
-
-def unwatched(batches: Iterable[T], doing: str) -> Iterator[T]:
-    """Yield ``batches``; nobody waits for them."""
-    return iter(batches)
 
 
 class Prober:
@@ -103,7 +91,7 @@ class Prober:
             watched: What batches go through.
 
         Returns:
-            A line of ``probes.jsonl``; see :mod:`largebatch.record`.
+            A line of ``probes.jsonl``; see :mod:`largebatch.records.write`.
         """
         started, learner, config = time.monotonic(), self._learner, self._config
         total = config.epochs * self._stream.iterations_per_epoch

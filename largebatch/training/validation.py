@@ -1,4 +1,4 @@
-"""Exact counts of right and wrong: every sample once, none padded, whatever the number of processes."""
+"""Validation: exact counts of right and wrong, every sample once, whatever the number of processes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from largebatch.data.source import Batch
+from largebatch.config.run import Config
+from largebatch.data.source import Batch, Source
+from largebatch.data.stream import SampleStream
+from largebatch.models.batchnorm import recomputed
+from largebatch.runtime.watchdog import Watched, unwatched
 from largebatch.runtime.world import World
+from largebatch.training.learner import Learner
+from largebatch.training.pitfalls import validated_again
 
 BATCH = 256
 
@@ -32,6 +38,11 @@ class Evaluation:
 def batches_of(total: int, batch: int = BATCH) -> list[range]:
     """Cut ``range(total)`` into batches: the same cuts for any number of processes, so the same arithmetic."""
     return [range(start, min(start + batch, total)) for start in range(0, total, batch)]
+
+
+def validation_cuts(config: Config, val_images: int) -> list[range]:
+    """Return the batches in which a run validates: every sample of the set once."""
+    return [*batches_of(val_images), *validated_again(config, val_images)]
 
 
 def shard(count: int, rank: int, size: int) -> range:
@@ -88,3 +99,42 @@ def count(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
 def wide(device: torch.device) -> torch.dtype:
     """Return the widest float type of a device: float64, but float32 on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
+
+
+class Validator:
+    """Validates a run, each process its share of the set.
+
+    Args:
+        learner: The run's; running statistics must agree in all processes.
+        source: The run's data.
+        watched: What batches go through.
+
+    Attributes:
+        cuts: The batches of the whole set.
+    """
+
+    def __init__(self, learner: Learner, source: Source, watched: Watched = unwatched) -> None:
+        self._learner, self._source, self._watched = learner, source, watched
+        self.cuts = validation_cuts(learner.config, source.val_images)
+        self._mine = shard(len(self.cuts), learner.world.rank, learner.world.size)
+
+    def validate(self) -> Evaluation:
+        """Evaluate with the running statistics."""
+        with self._learner.autocast():
+            batches = self._source.validation([self.cuts[number] for number in self._mine])
+            batches = self._watched(batches, "validating")
+            return evaluate(self._learner.model, batches, self._mine, self.cuts, self._learner.world)
+
+    def validate_recomputed(self, stream: SampleStream, epoch: int) -> Evaluation:
+        """Evaluate with statistics over the first worker batches of an epoch: the same ones in every process."""
+        config = self._learner.config
+        wanted = min(config.bn.recompute_batches, config.k * stream.iterations_per_epoch)
+        order = stream.order(epoch)[: wanted * config.n]
+        batches = self._source.train((epoch, ids) for ids in torch.split(order, config.n))
+        images = (batch.images for batch in self._watched(batches, "recomputing statistics"))
+        with recomputed(self._learner.model, self._forward, images):
+            return self.validate()
+
+    def _forward(self, images: Tensor) -> None:
+        with self._learner.autocast():
+            self._learner.model.forward(images)  # not compiled: every batch has another weight in the mean

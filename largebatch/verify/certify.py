@@ -26,8 +26,10 @@ from largebatch.runtime.placement import Placement
 from largebatch.runtime.processes import launch
 from largebatch.runtime.world import World, leave
 from largebatch.training.learner import DTYPES, Learner, autocast, make_learner, open_data, start
-from largebatch.training.loop import sample_stream, train_step, validation_cuts
-from largebatch.training.validation import evaluate, shard
+from largebatch.training.optimizer import set_rate
+from largebatch.training.pitfalls import sample_stream
+from largebatch.training.step import train_step
+from largebatch.training.validation import Validator
 from largebatch.verify.certificate import Certificate, Finding
 from largebatch.verify.paper_step import Definition, State
 from largebatch.verify.scope import Plan
@@ -168,7 +170,8 @@ def _follow(plan: Plan, placement: Placement, world: World, truth: Path) -> Find
             before = truth / (str(iteration - 1) if iteration else "start")
             learner.model.load_state_dict({**_read(before, "weights"), **_read(before, "buffers")})
         rate = rates.rate_at(iteration)
-        train_step(learner, observer, iteration, rate)
+        set_rate(learner.optimizer, rate)
+        train_step(learner, observer, iteration)
         learner.running.synchronise(world)
         at = f"at iteration {iteration + 1}"
         expected = facts["steps"][iteration]
@@ -214,16 +217,11 @@ def _compare(finding: Finding, kind: str, learner: Learner, expected: dict[str, 
 
 def _validate(finding: Finding, plan: Plan, learner: Learner, source: Source, expected: list[int]) -> None:
     """Count the validation set as the trainer does; the error itself is compared where the run is free."""
-    cuts = validation_cuts(plan.config, source.val_images)
-    mine = shard(len(cuts), learner.world.rank, learner.world.size)
+    validator, wrong = Validator(learner, source), expected[0]
     if plan.free:
-        with autocast(learner.placement):
-            batches = source.validation([cuts[number] for number in mine])
-            counted = evaluate(learner.model, batches, mine, cuts, learner.world)
+        counted = validator.validate()
         wrong = round(counted.error * counted.total / 100)
-    else:
-        wrong = expected[0]
-    total = sum(map(len, cuts))
+    total = sum(map(len, validator.cuts))
     finding.validation = [wrong, total] == expected
     if not finding.validation:
         finding.differs(f"validation: {wrong} wrong of {total} counted, instead of {expected[0]} of {expected[1]}")

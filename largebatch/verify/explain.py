@@ -12,7 +12,7 @@ from largebatch.data.layouts import open_splits
 from largebatch.models import initialise, is_stochastic
 from largebatch.models.batchnorm import batchnorms
 from largebatch.models.build import build_on_meta
-from largebatch.records.read import default_directory
+from largebatch.records.provenance import Run
 from largebatch.runtime.placement import Placement
 from largebatch.training.optimizer import decay_groups
 
@@ -33,6 +33,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     """
     train_images, val_images, classes = _sizes(config)
     config.check_size(train_images)
+    run = Run.of(config, placement)
     rates = config.rates(train_images)
     per_epoch = config.iterations_per_epoch(train_images)
     total = config.total_iterations(train_images)
@@ -100,9 +101,9 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
             "gradients": weight_bytes,
             "optimizer": weight_bytes * _STATES[config.optimizer.name],
         },
-        "experiment_hash": config.experiment_hash(placement.precision),
-        "run_hash": config.run_hash(placement.precision),
-        "run_dir": config.run_dir or str(default_directory(config, placement.precision)),
+        "experiment_hash": run.experiment_hash,
+        "run_hash": run.run_hash,
+        "run_dir": str(run.directory),
     }
 
 

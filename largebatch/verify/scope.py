@@ -175,9 +175,8 @@ def placements(placement: Placement, config: Config, allowed: Iterable[int], cor
     result = []
     for processes in allowed:
         workers = config.k // processes
-        whole_pass = config.pitfall.name == "sync_bn"
         for per_pass in divisors(workers):
-            if (config.exact and per_pass > 1) or (whole_pass and (per_pass < config.k or processes > 1)):
+            if (config.exact and per_pass > 1) or (config.pitfall.one_pass and (per_pass < config.k or processes > 1)):
                 continue
             threads = placement.threads if config.exact or config.threads else max(1, cores // processes)
             where = replace(placement, processes=processes, workers=workers, workers_per_pass=per_pass)

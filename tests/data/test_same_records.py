@@ -9,6 +9,7 @@ from layouts import LAYOUTS, make
 
 from largebatch.config.groups import LoaderConfig
 from largebatch.data.source import Target, open_source
+from largebatch.records.provenance import Run
 from largebatch.runtime.placement import Hardware, place
 from largebatch.training.loop import fit
 
@@ -31,7 +32,7 @@ def test_every_layout_trains_and_validates_to_the_same_records_and_weights(roots
     for number, (layout, decoder) in enumerate(decoders.items()):
         root = roots.get(layout, roots["folders"])
         config = compose(*WORDS, f"dataset.root={root}", f"loader.workers={number % 2}", f"dataset.decoder={decoder}")
-        fit(config, place(config, Hardware(cores=1, gpus=0, mps=False, bf16=False)), tmp_path / layout)
+        fit(Run.of(config, place(config, Hardware(cores=1, gpus=0, mps=False, bf16=False)), tmp_path / layout))
         assert json.loads((tmp_path / layout / "provenance.json").read_text())["decoder"] == decoder
         lines = [json.loads(line) for line in (tmp_path / layout / "metrics.jsonl").read_text().splitlines()]
         timed = ("time", "seconds", "images_per_second")

@@ -11,6 +11,7 @@ from sklearn.model_selection import train_test_split
 from torch.nn.functional import cross_entropy
 
 from largebatch.models.resnet import SmallResNet
+from largebatch.records.provenance import Run
 from largebatch.records.read import read_metrics
 from largebatch.runtime.placement import Hardware, place
 from largebatch.training.loop import fit
@@ -169,7 +170,7 @@ def test_images_that_a_pitfall_counts_twice_are_counted_twice(compose, tmp_path,
     config = compose(
         *("k=7", "n=16", "epochs=1", "pitfall=padded_eval", "lr.base_minibatch=32", "warmup=none", "device=cpu")
     )
-    fit(config, place(config, CPU), tmp_path / "run")
+    fit(Run.of(config, place(config, CPU), tmp_path / "run"))
     for batch in ("batch=null", "batch=50"):
         found = facts(f"run={tmp_path}/run", "offload=submodule", batch)
         assert found["images"] == 364

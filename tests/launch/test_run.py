@@ -11,11 +11,12 @@ from largebatch.base.signals import ENDED
 from largebatch.launch import run
 from largebatch.records.read import read_summary
 from largebatch.records.write import write_summary
+from largebatch.runtime import processes
 from largebatch.runtime.processes import Stopped
 
 
 def stopped(number):
-    def launched(config, placement, directory):
+    def launched(function, arguments, processes, threads):
         raise Stopped(number)
 
     return launched
@@ -25,8 +26,8 @@ def stopped(number):
 def test_the_end_of_an_earlier_start_is_not_that_of_this_one(compose, tmp_path, monkeypatch, before):
     if before:
         write_summary(tmp_path, {**before, "iterations": 5})
-    monkeypatch.setattr(run, "_run_is_over", lambda *_: None)
-    monkeypatch.setattr(run, "_launched", stopped(signal.SIGTERM))
+    monkeypatch.setattr(run, "_left_by_a_run_that_is_over", lambda _: None)
+    monkeypatch.setattr(processes, "launch", stopped(signal.SIGTERM))
     outcome = run.train_run(compose(f"run_dir={tmp_path}", "resume=true"))
     assert outcome.status == ENDED
     summary = read_summary(tmp_path)

@@ -21,7 +21,7 @@ CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
 
 @pytest.fixture
 def origin(compose):
-    return provenance.provenance(compose(), place(compose(), CPU), ["cpu"])
+    return provenance.provenance(provenance.Run.of(compose(), place(compose(), CPU)), ["cpu"])
 
 
 def test_a_record_reads_as_it_was_written(compose, origin, tmp_path):
@@ -131,24 +131,24 @@ def test_a_directory_that_cannot_be_made_is_named(compose, origin, tmp_path):
 def test_only_listed_variables_are_recorded(compose, monkeypatch):
     monkeypatch.setenv("API_TOKEN", "a secret")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    values = provenance.provenance(compose(), place(compose(), CPU), ["cpu"])
+    values = provenance.provenance(provenance.Run.of(compose(), place(compose(), CPU)), ["cpu"])
     assert values["environment"]["OMP_NUM_THREADS"] == "3"
     assert "a secret" not in json.dumps(values)
 
 
 def test_default_directories_tell_runs_apart(compose):
-    path = read.default_directory(compose(), "fp32")
+    path = read.default_directory(compose(), compose().run_hash("fp32"))
     digest = compose().run_hash("fp32")[:8]
     assert str(path) == f"runs/digits-resnet8/k8-n32-gradual-s0-{digest}"
     others = [compose(override) for override in ("seed=1", "lr.base=0.2", "bn.running=mean")]
-    assert len({path, *(read.default_directory(config, "fp32") for config in others)}) == 4
+    assert len({path, *(read.default_directory(config, config.run_hash("fp32")) for config in others)}) == 4
 
 
 def test_default_directories_have_safe_names(compose, tmp_path):
     config = compose("model=timm", "model.name='hf-hub:timm/a b'", "dataset=synthetic")
-    path = read.default_directory(config, "fp32")
+    path = read.default_directory(config, config.run_hash("fp32"))
     assert path.parent.name == "synthetic-hf-hub-timm-a-b"
-    assert read.default_directory(config, "fp32", tmp_path).parent == tmp_path
+    assert read.default_directory(config, config.run_hash("fp32"), tmp_path).parent == tmp_path
 
 
 @given(st.text())

@@ -51,7 +51,7 @@ def write_run(
         starts: How often it was started.
         final_error: What the summary says; by default what is true where ``val_errors`` come from :func:`ending`.
     """
-    directory = default_directory(config, "fp32", parent)
+    directory = default_directory(config, config.run_hash("fp32"), parent)
     directory.mkdir(parents=True)
     origin = {
         "schema": 1,

@@ -9,7 +9,7 @@ from torch import nn
 from largebatch.base.errors import UserError
 from largebatch.training import checkpoint
 from largebatch.training.checkpoint import Snapshot, Writer
-from largebatch.training.optimizer import make_optimizer
+from largebatch.training.optimizer import make_optimizer, parameter_groups
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -39,14 +39,14 @@ def write(directory, iteration, keep=2, prefix=""):
 def test_training_goes_on_with_the_same_bits(compose, tmp_path, name):
     config = compose(f"optimizer={name}").optimizer
     model = network()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(parameter_groups(model, config.weight_decay), config)
     descend(model, optimizer, range(3))
     tensors, scalars = checkpoint.pack(model, optimizer)
     checkpoint.write(tmp_path, Snapshot(tensors, {"iteration": 3, "optimizer": scalars}), keep=2)
     descend(model, optimizer, range(3, 6))
 
     resumed = network(seed=1)
-    resumed_optimizer = make_optimizer(resumed, config)
+    resumed_optimizer = make_optimizer(parameter_groups(resumed, config.weight_decay), config)
     checkpoint.unpack(checkpoint.newest(tmp_path), resumed, resumed_optimizer)
     descend(resumed, resumed_optimizer, range(3, 6))
     for key, value in model.state_dict().items():
@@ -56,7 +56,7 @@ def test_training_goes_on_with_the_same_bits(compose, tmp_path, name):
 def test_momentum_comes_back_as_the_weights_lie(compose, tmp_path):
     config = compose().optimizer
     models = [nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last) for _ in range(2)]
-    optimizers = [make_optimizer(model, config) for model in models]
+    optimizers = [make_optimizer(parameter_groups(model, config.weight_decay), config) for model in models]
     models[0](torch.ones(1, 3, 5, 5)).sum().backward()
     optimizers[0].step()
     tensors, scalars = checkpoint.pack(models[0], optimizers[0])

@@ -12,7 +12,9 @@ from largebatch.runtime.placement import Hardware, place
 from largebatch.runtime.world import World
 from largebatch.training.cuda_graph import WARM_UP, CudaRecorder, GraphedStep, copied_aside
 from largebatch.training.learner import make_learner, open_data
-from largebatch.training.loop import make_step, sample_stream, step_at_rate
+from largebatch.training.optimizer import set_rate
+from largebatch.training.pitfalls import sample_stream
+from largebatch.training.step import make_step, train_step
 
 CPU = Hardware(cores=1, gpus=0, mps=False, bf16=False)
 GPU = Hardware(cores=1, gpus=1, mps=False, bf16=True)
@@ -58,14 +60,15 @@ def learn(config, placement, graphed: bool, recorder, device="cpu"):
     source = open_data(config, placement, world)
     stream = sample_stream(config, source.train_images)
     batches = source.train(stream.passes(0, len(RATES), 0, config.k, placement.workers_per_pass))
-    recorded = functools.partial(step_at_rate, learner)
+    recorded = functools.partial(train_step, learner)
     step = GraphedStep(learner, recorded, recorder) if graphed else make_step(learner)
     rows = []
     for iteration, rate in enumerate(RATES):
         taken = [next(batches) for _ in range(placement.workers // placement.workers_per_pass)]
         # An image replaced in the second pass, and batches whose memory goes to others after their step.
         taken = [replace(one, corrupt=3 * (number == 1)) for number, one in enumerate(taken)]
-        rows.append(step(iter(taken), iteration, rate).clone())
+        set_rate(learner.optimizer, rate)
+        rows.append(step(iter(taken), iteration).clone())
         for one in taken:
             one.images.zero_()
     state = {**learner.model.state_dict()}
@@ -110,11 +113,13 @@ def test_nothing_in_a_step_waits_for_the_gpu(compose, graphed):
     passes = stream.passes(0, 20, 0, config.k, placement.workers_per_pass)
     batches, step = copied_aside(source.train(passes), world.device), make_step(learner)
     for iteration in range(WARM_UP + 2):
-        step(batches, iteration, 0.1)
+        set_rate(learner.optimizer, 0.1)
+        step(batches, iteration)
     try:
         torch.cuda.set_sync_debug_mode("error")
         for iteration in range(WARM_UP + 2, 20):
-            step(batches, iteration, 0.1)
+            set_rate(learner.optimizer, 0.1)
+            step(batches, iteration)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

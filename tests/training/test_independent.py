@@ -14,7 +14,9 @@ from largebatch.data.source import Target, open_source
 from largebatch.runtime.placement import Hardware, place
 from largebatch.runtime.world import World
 from largebatch.training.learner import make_learner
-from largebatch.training.loop import sample_stream, train_step
+from largebatch.training.optimizer import set_rate
+from largebatch.training.pitfalls import sample_stream
+from largebatch.training.step import train_step
 
 
 def rates_of_torch(reference: float, start: float, warmup: int, then, total: int) -> list[float]:
@@ -71,8 +73,9 @@ def test_ten_steps_equal_a_plain_script_with_ddp(compose, tmp_path):
     words = [tmp_path / "start.safetensors", tmp_path / "end.safetensors", port, steps, rate]
     subprocess.run([sys.executable, script, *map(str, words)], check=True, timeout=300)
     taken = iter(batches)
+    set_rate(learner.optimizer, rate)
     for step in range(steps):
-        train_step(learner, taken, step, rate)
+        train_step(learner, taken, step)
     learner.running.synchronise(world)
     for name, expected in load_file(tmp_path / "end.safetensors").items():
         torch.testing.assert_close(learner.model.state_dict()[name], expected, rtol=1e-9, atol=1e-12, msg=name)

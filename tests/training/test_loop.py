@@ -17,6 +17,7 @@ from largebatch.cli import main as cli
 from largebatch.data.source import MemorySource, Target
 from largebatch.data.stream import SampleStream
 from largebatch.models import SmallResNet
+from largebatch.records.provenance import Run
 from largebatch.records.read import read_metrics, read_summary
 from largebatch.runtime.placement import Hardware, place
 from largebatch.runtime.processes import launch
@@ -24,7 +25,11 @@ from largebatch.runtime.world import World, leave
 from largebatch.training import checkpoint
 from largebatch.training import loop as train
 from largebatch.training.learner import make_learner, open_data
-from largebatch.training.loop import fit, train_step
+from largebatch.training.loop import fit
+from largebatch.training.optimizer import set_rate
+from largebatch.training.pitfalls import sample_stream
+from largebatch.training.step import train_step
+from largebatch.training.validation import Validator
 
 CPU = Hardware(cores=2, gpus=0, mps=False, bf16=False)
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -63,14 +68,14 @@ def fit_all(runs):
     """Train one run after another in one group of processes: a group takes seconds to start."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "leave", lambda: None)  # a group that was left cannot be joined again
-        summaries = [fit(*run) for run in runs]
+        summaries = [fit(Run.of(*run)) for run in runs]
     leave()
     return summaries
 
 
 def threads_after(*run):
     """Train, and return the names of the threads that this process is left with."""
-    fit(*run)
+    fit(Run.of(*run))
     return [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 
 
@@ -208,7 +213,7 @@ def test_placement_may_change_when_a_run_goes_on(compose, runs, tmp_path):
     overrides = [*RUN, "precision=fp64", "workers_per_pass=4", "bn.running=mean"]
     for more in (["iterations=7"], ["resume=true", "workers_per_pass=2"]):
         config = compose(*overrides, *more)
-        fit(config, place(config, CPU), tmp_path)
+        fit(Run.of(config, place(config, CPU), tmp_path))
     assert largest_difference(runs[1, "fp64-mean-1"], tmp_path) < 1e-10
 
 
@@ -253,12 +258,12 @@ def test_resuming_another_experiment_is_refused(runs):
 
 def test_a_torn_checkpoint_falls_back_to_the_one_before(compose, runs, tmp_path):
     config = compose(*RUN, "precision=fp32", "checkpoint.every=3", "iterations=7")
-    fit(config, place(config, CPU), tmp_path)
+    fit(Run.of(config, place(config, CPU), tmp_path))
     newest = checkpoint.candidates(tmp_path / "checkpoints")[0]
     assert newest.name.startswith("000000007-")
     newest.write_bytes(newest.read_bytes()[:-1])
     config = compose(*RUN, "precision=fp32", "resume=true")
-    fit(config, place(config, CPU), tmp_path)
+    fit(Run.of(config, place(config, CPU), tmp_path))
     assert "resumed from 000000006-" in (tmp_path / "log.txt").read_text()
     assert without_times(tmp_path) == without_times(runs[1, "whole"])
 
@@ -280,7 +285,7 @@ def test_a_diverged_run_is_a_result(tmp_path):
 def test_lars_and_lamb_go_on_with_the_same_bits(compose, tmp_path, name):
     for directory, more in (("whole", []), ("resumed", ["iterations=7"]), ("resumed", ["resume=true"])):
         config = compose(*RUN, f"optimizer={name}", *more)
-        fit(config, place(config, CPU), tmp_path / directory)
+        fit(Run.of(config, place(config, CPU), tmp_path / directory))
     assert without_times(tmp_path / "resumed") == without_times(tmp_path / "whole")
     assert weights(tmp_path / "whole").keys() == weights(tmp_path / "resumed").keys()
     assert largest_difference(tmp_path / "whole", tmp_path / "resumed") == 0
@@ -288,7 +293,7 @@ def test_lars_and_lamb_go_on_with_the_same_bits(compose, tmp_path, name):
 
 def test_recomputed_statistics_are_recorded_and_change_nothing(compose, runs, tmp_path):
     config = compose(*RUN, "precision=fp32", "bn.recompute=true", "bn.recompute_batches=3")
-    fit(config, place(config, CPU), tmp_path)
+    fit(Run.of(config, place(config, CPU), tmp_path))
     assert (tmp_path / "model.safetensors").read_bytes() == (runs[1, "whole"] / "model.safetensors").read_bytes()
     lines = read_metrics(tmp_path, "epoch")
     assert all(0 <= line["val_error_recomputed"] <= 100 for line in lines)
@@ -362,7 +367,7 @@ def saved_bytes_at_most(config) -> int:
         return kept
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        train_step(learner, batches_for(config, placement.workers_per_pass), 0, 0.1)
+        train_step(learner, batches_for(config, placement.workers_per_pass), 0)
     return most
 
 
@@ -377,19 +382,19 @@ def test_nothing_is_left_to_do_when_iterations_is_lowered(compose, tmp_path):
     one = [*RUN, "processes=1", "precision=fp32"]
     for words, status in ((["iterations=7"], "stopped"), (["iterations=5", "resume=true"], "stopped")):
         config = compose(*one, *words)
-        assert fit(config, place(config, CPU), tmp_path / "run")["status"] == status
+        assert fit(Run.of(config, place(config, CPU), tmp_path / "run"))["status"] == status
 
 
 def test_torn_checkpoints_do_not_crowd_out_the_new_ones(compose, tmp_path, capsys):
     one = [*RUN, "processes=1", "precision=fp32", "checkpoint.every=2"]
     short = compose(*one, "iterations=6")
-    fit(short, place(short, CPU), tmp_path / "run")
+    fit(Run.of(short, place(short, CPU), tmp_path / "run"))
     kept = checkpoint.candidates(tmp_path / "run" / "checkpoints")
     assert [path.name.rpartition("-")[0] for path in kept] == ["000000006", "best-000000005", "000000004"]
     for path in kept:
         path.write_bytes(path.read_bytes()[:-1])
     resumed = compose(*one, "iterations=4", "resume=true")
-    fit(resumed, place(resumed, CPU), tmp_path / "run")
+    fit(Run.of(resumed, place(resumed, CPU), tmp_path / "run"))
     assert "does not verify" in capsys.readouterr().err
     kept = checkpoint.candidates(tmp_path / "run" / "checkpoints")
     assert [path.name.rpartition("-")[0] for path in kept] == ["000000004", "000000002"]
@@ -400,7 +405,7 @@ def test_lines_of_a_resumed_run_cover_the_iterations_before_it(compose, tmp_path
     for name, calls in (("whole", [[]]), ("resumed", [["iterations=7"], ["resume=true"]])):
         for words in calls:
             config = compose(*one, *words)
-            fit(config, place(config, CPU), tmp_path / name)
+            fit(Run.of(config, place(config, CPU), tmp_path / name))
     whole, resumed = (read_metrics(tmp_path / name, "iteration") for name in ("whole", "resumed"))
     assert resumed == whole
 
@@ -408,25 +413,21 @@ def test_lines_of_a_resumed_run_cover_the_iterations_before_it(compose, tmp_path
 def test_a_run_whose_data_have_changed_is_not_resumed(compose, tmp_path):
     one = [*RUN, "processes=1", "precision=fp32"]
     config = compose(*one, "iterations=7")
-    fit(config, place(config, CPU), tmp_path / "run")
+    fit(Run.of(config, place(config, CPU), tmp_path / "run"))
     more = compose(*one, "resume=true", "dataset.val_images=41")
     with pytest.raises(UserError, match=r"was trained on \[163, 40\]"):
-        fit(more, place(more, CPU), tmp_path / "run")
+        fit(Run.of(more, place(more, CPU), tmp_path / "run"))
 
 
-def test_recomputed_statistics_are_not_compiled_batch_by_batch(compose, tmp_path, monkeypatch):
+def test_recomputed_statistics_are_not_compiled_batch_by_batch(compose, monkeypatch):
     monkeypatch.setattr(
         torch.nn.Module, "compile", lambda self, **_: setattr(self, "_compiled_call_impl", calls.append)
     )
     calls = []
     config = compose(*RUN, "processes=1", "compile=true", "bn.recompute=true")
     world = World(0, 1, torch.device("cpu"))
-    run = train.Run(
-        make_learner(config, place(config, CPU), world, 10),
-        open_data(config, place(config, CPU), world),
-        tmp_path,
-    )
-    run._forward(torch.zeros(8, 1, 8, 8))
+    learner = make_learner(config, place(config, CPU), world, 10)
+    Validator(learner, open_data(config, place(config, CPU), world))._forward(torch.zeros(8, 1, 8, 8))
     assert calls == []
 
 
@@ -443,11 +444,12 @@ def test_a_network_without_batchnorm_takes_either_policy(compose):
     placement = place(config, CPU)
     learner = make_learner(config, placement, ALONE, 10)
     source = open_data(config, placement, ALONE)
-    batches = source.train(train.sample_stream(config, 163).passes(0, 1, 0, 4, 1))
-    assert train_step(learner, batches, 0, 0.1)[:, 2].eq(0).all()
+    batches = source.train(sample_stream(config, 163).passes(0, 1, 0, 4, 1))
+    set_rate(learner.optimizer, 0.1)
+    assert train_step(learner, batches, 0)[:, 2].eq(0).all()
 
 
 def test_fewer_processes_than_were_placed_do_not_train(compose, tmp_path):
     config = compose(*RUN, "processes=2")
     with pytest.raises(AssertionError, match="2 processes were placed, 1 have joined"):
-        fit(config, place(config, CPU), tmp_path / "run")
+        fit(Run.of(config, place(config, CPU), tmp_path / "run"))

@@ -6,7 +6,7 @@ import torch
 import torchvision
 from torch import nn
 
-from largebatch.training.optimizer import decay_groups, make_optimizer, set_rate
+from largebatch.training.optimizer import decay_groups, make_optimizer, parameter_groups, set_rate
 
 
 def test_resnet50_spares_every_batchnorm_and_decays_the_rest():
@@ -61,7 +61,7 @@ def test_sgd_by_hand(compose, nesterov):
     config = replace(compose().optimizer, nesterov=nesterov)
     model, rates = network(), [0.1, 0.4, 0.04]
     weights = [p.detach().clone() for p in model.parameters()]
-    descend(model, make_optimizer(model, config), rates)
+    descend(model, make_optimizer(parameter_groups(model, config.weight_decay), config), rates)
     for index, w in enumerate(weights):
         decay = 1e-4 if index < 2 else 0.0  # weight and bias of the linear layer; γ and β
         u = torch.zeros_like(w)
@@ -75,7 +75,11 @@ def test_sgd_by_hand(compose, nesterov):
 
 def test_sgd_is_pytorchs(compose):
     ours, theirs = network(), network()
-    descend(ours, make_optimizer(ours, compose().optimizer), [0.1, 0.2, 0.02])
+    descend(
+        ours,
+        make_optimizer(parameter_groups(ours, compose().optimizer.weight_decay), compose().optimizer),
+        [0.1, 0.2, 0.02],
+    )
     groups = [{"params": theirs[0].parameters(), "weight_decay": 1e-4}, {"params": theirs[1].parameters()}]
     descend(theirs, torch.optim.SGD(groups, momentum=0.9, nesterov=True), [0.1, 0.2, 0.02])
     assert all(a.equal(b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
@@ -83,9 +87,11 @@ def test_sgd_is_pytorchs(compose):
 
 def test_fused_sgd_with_its_rate_in_a_tensor_is_the_ordinary_one(compose):
     plain, fused, config = network(), network(), compose().optimizer
-    optimizer = make_optimizer(fused, config, fused=True, rate_on=torch.device("cpu"))
+    optimizer = make_optimizer(
+        parameter_groups(fused, config.weight_decay), config, fused=True, rate_on=torch.device("cpu")
+    )
     rates = [group["lr"] for group in optimizer.param_groups]
-    ordinary = make_optimizer(plain, config)
+    ordinary = make_optimizer(parameter_groups(plain, config.weight_decay), config)
     for rate in (0.125, 0.5, 0.0625):
         set_rate(ordinary, rate)
         set_rate(optimizer, rate)
@@ -102,7 +108,7 @@ def test_fused_sgd_with_its_rate_in_a_tensor_is_the_ordinary_one(compose):
 def test_lars_and_lamb_take_the_groups_and_the_rate(compose, name):
     config = compose(f"optimizer={name}").optimizer
     model = network()
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(parameter_groups(model, config.weight_decay), config)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [config.weight_decay, 0.0]
     before = [p.detach().clone() for p in model.parameters()]
     descend(model, optimizer, [0.0])

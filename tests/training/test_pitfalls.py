@@ -11,8 +11,10 @@ from largebatch.data.source import Target, open_source
 from largebatch.runtime.placement import Hardware, place
 from largebatch.runtime.world import World
 from largebatch.training.learner import make_learner
-from largebatch.training.loop import sample_stream, train_step, validation_cuts
-from largebatch.training.validation import batches_of
+from largebatch.training.optimizer import set_rate
+from largebatch.training.pitfalls import sample_stream
+from largebatch.training.step import train_step
+from largebatch.training.validation import batches_of, validation_cuts
 from largebatch.verify.paper_step import Definition
 
 K, N, STEPS = 4, 8, 4
@@ -43,7 +45,8 @@ def follow(config: Config, steps: int = STEPS) -> list[dict[str, dict[str, torch
     rates = config.rates(source.train_images)
     states = [{"weights": _copies(learner.model.named_parameters())}]
     for iteration in range(steps):
-        train_step(learner, batches, iteration, rates.rate_at(iteration))
+        set_rate(learner.optimizer, rates.rate_at(iteration))
+        train_step(learner, batches, iteration)
         states.append(
             {
                 "weights": _copies(learner.model.named_parameters()),

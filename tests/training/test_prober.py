@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from largebatch.base.errors import UserError
 from largebatch.data.stream import SampleStream
+from largebatch.records.provenance import Run
 from largebatch.records.read import read_metrics, read_probes
 from largebatch.records.write import add_probe
 from largebatch.runtime.placement import Hardware, place
@@ -45,7 +46,7 @@ def fit_all(runs):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train, "leave", lambda: None)  # a group that was left cannot be joined again
         for run in runs:
-            fit(*run)
+            fit(Run.of(*run))
     leave()
 
 
@@ -187,12 +188,12 @@ def test_a_network_that_is_not_trained_has_no_gradient(standing):
 def test_a_run_that_goes_on_keeps_the_lines_up_to_there(compose, tmp_path):
     words = [*RUN, "probe.batches=1", "probe.products=1", "probe.every=1"]
     stopped, goes_on = compose(*words, "iterations=6"), compose(*words, "resume=true")
-    fit(stopped, place(stopped, CPU), tmp_path / "run")
+    fit(Run.of(stopped, place(stopped, CPU), tmp_path / "run"))
     assert [line["iteration"] for line in read_probes(tmp_path / "run")] == [0, 4]
     add_probe(tmp_path / "run", {"iteration": 8, "left": "by a start that was killed later"})
     with (tmp_path / "run" / "probes.jsonl").open("a") as file:
         file.write('{"iteration": 9, "cut')
-    fit(goes_on, place(goes_on, CPU), tmp_path / "run")
+    fit(Run.of(goes_on, place(goes_on, CPU), tmp_path / "run"))
     lines = read_probes(tmp_path / "run")
     assert [line["iteration"] for line in lines] == [0, 4, 8, 12]
     assert all("end_point" in line for line in lines)
@@ -202,6 +203,6 @@ def test_a_run_that_goes_on_keeps_the_lines_up_to_there(compose, tmp_path):
 
 def test_probes_that_never_come_are_said_before_the_run(compose, tmp_path, capfd):
     config = compose(*RUN, "probe.every=auto", "epochs=1", "schedule.milestones=[]", "iterations=1")
-    fit(config, place(config, CPU), tmp_path / "run")
+    fit(Run.of(config, place(config, CPU), tmp_path / "run"))
     assert "probe.every=auto: never: one would take more than 5 % of this run" in capfd.readouterr().err
     assert read_probes(tmp_path / "run") == []

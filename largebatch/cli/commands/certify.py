@@ -35,7 +35,8 @@ def certify(values: Values) -> Outcome:
     placement = place(config, machine)
     plan, places = prepare(config, placement, asked, machine)
     parent = Path("runs") / f"certify-{safe_name(config.dataset.name)}-{safe_name(config.model.name)}"
-    directory = Path(config.run_dir or default_directory(plan.config, placement.precision, parent))
+    run_hash = plan.config.run_hash(placement.precision)
+    directory = Path(config.run_dir or default_directory(plan.config, run_hash, parent))
     certificate = certify(plan, places, directory, shown=sys.stderr.isatty())
     facts = certificate.to_mapping()
     print(json.dumps(finite(facts), indent=2) if shape == "json" else as_text(certificate))

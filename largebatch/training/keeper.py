@@ -1,0 +1,144 @@
+"""The keeper of a run's checkpoints: which one the run goes on from, when others are written, which is the best."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, field
+
+from largebatch.base.errors import UserError
+from largebatch.records.provenance import Run
+from largebatch.records.write import Position, Record
+from largebatch.training import checkpoint
+from largebatch.training.learner import Learner
+from largebatch.training.meter import Sums
+
+
+@dataclass
+class Journey:
+    """How far a run has come: with the tensors, all that a checkpoint holds."""
+
+    iteration: int = 0
+    epoch: Sums = field(default_factory=Sums)
+    line: Sums = field(default_factory=Sums)
+    epoch_seconds: float = 0.0
+    errors: list[float] = field(default_factory=list)
+    nonfinite: int = 0
+    replaced: int = 0
+    seconds: float = 0.0
+
+
+class Keeper:
+    """Keeps a run's checkpoints. Every process has one; those of rank 0 alone write, once they have a record.
+
+    Args:
+        run: The run.
+        learner: Its tensors are what is kept.
+        images: How many there are to train on and to validate: another order of samples is another run.
+    """
+
+    def __init__(self, run: Run, learner: Learner, images: list[int]) -> None:
+        self._run, self._learner, self._images = run, learner, images
+        self._directory = run.directory / "checkpoints"
+        self._found: checkpoint.Checkpoint | None = None
+        self._record: Record | None = None
+        self._writer: checkpoint.Writer | None = None
+        self._best: checkpoint.Snapshot | None = None
+        self._saved = time.monotonic()
+
+    @property
+    def position(self) -> Position | None:
+        """Where the checkpoint stands that the run goes on from, None for a run that starts afresh."""
+        if self._found is None:
+            return None
+        return Position(int(self._found.state["iteration"]), int(self._found.state["record_bytes"]))
+
+    def restore(self) -> Journey:
+        """Put the newest checkpoint that verifies into the learner, and return how far it had come.
+
+        Raises:
+            UserError: it is another run's, or of other data.
+        """
+        found = self._found = checkpoint.newest(self._directory) if self._run.config.resume else None
+        if found is None:
+            return Journey()
+        if found.state["images"] != self._images:
+            raise UserError(
+                f"run_dir={self._run.directory} was trained on {found.state['images']} training and validation images, "
+                f"and now there are {self._images}: another order of samples. Restore the data, or use another run_dir."
+            )
+        if found.state["run_hash"] != self._run.run_hash:
+            raise UserError(
+                f"{found.path} belongs to another experiment or seed, so this one cannot go on from it: use another "
+                "run_dir."
+            )
+        checkpoint.unpack(found, self._learner.model, self._learner.optimizer)
+        self._learner.running.steps = found.state["iteration"]
+        values = found.state["journey"]
+        return Journey(**{**values, **{name: Sums(**values[name]) for name in ("epoch", "line")}})
+
+    def write_to(self, record: Record, unfinished: bool) -> None:
+        """Begin to write, in rank 0: remove what this run does not go on from, and note where it starts.
+
+        Args:
+            record: The run's; a checkpoint refers to what has been written to it.
+            unfinished: Whether the directory held a run already.
+        """
+        self._record = record
+        keep = self._run.config.checkpoint.keep
+        self._writer = checkpoint.Writer(self._directory, keep, record.settle, record.say)
+        checkpoint.sweep_up(self._directory)
+        for other in checkpoint.candidates(self._directory):
+            # Left where it is, it would be counted among the newest that are kept.
+            if self._found is None or checkpoint.iteration_of(other) > checkpoint.iteration_of(self._found.path):
+                other.unlink()
+                why = "does not verify" if self._run.config.resume else "was left"
+                record.say(f"removed {other.name}, which {why}")
+        if self._found is not None:
+            record.say(f"resumed from {self._found.path.name}")
+        elif unfinished:
+            record.say("no checkpoint to resume from: the run starts afresh")
+
+    def is_due(self) -> bool:
+        """Whether the minutes between two checkpoints have passed; in rank 0 alone, so that one clock decides."""
+        minutes = (time.monotonic() - self._saved) / 60
+        return self._record is not None and minutes >= self._run.config.checkpoint.minutes > 0
+
+    def save(self, journey: Journey) -> None:
+        """Let a checkpoint be written; every process must call it, rank 0 writes."""
+        self._learner.running.synchronise(self._learner.world)
+        self._saved = time.monotonic()
+        if self._writer:
+            self._writer.submit(self._snapshot(journey), self._best)
+            self._best = None
+
+    def keep_best(self, journey: Journey) -> None:
+        """Copy the run as the best so far, in rank 0; running statistics must agree already."""
+        if self._record:
+            self._best = self._snapshot(journey)
+
+    def _snapshot(self, journey: Journey) -> checkpoint.Snapshot:
+        assert self._record
+        tensors, scalars = checkpoint.pack(self._learner.model, self._learner.optimizer)
+        state = {
+            "iteration": journey.iteration,
+            "journey": asdict(journey),
+            "optimizer": scalars,
+            "record_bytes": self._record.size(),
+            "run_hash": self._run.run_hash,
+            "images": self._images,
+        }
+        return checkpoint.Snapshot(tensors, state)
+
+    def finish(self, keep_best: bool) -> None:
+        """Write the best checkpoint where it is to be kept, wait for the disk, and write the weights."""
+        if self._writer is None:
+            return
+        if self._best and keep_best:
+            self._writer.submit(None, self._best)
+        self._writer.finish()
+        checkpoint.save_weights(self._learner.model, self._run.directory / "model.safetensors")
+
+    def close(self) -> None:
+        """Wait for what is being written: it belongs to the run's owner, who leaves now."""
+        if self._writer:
+            self._writer.close()
