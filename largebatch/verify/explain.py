@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import nn
 
 from largebatch.base.errors import UserError
 from largebatch.config.pitfalls import PITFALLS
@@ -43,7 +46,6 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         notes.append("dropout is drawn worker by worker: each has a pass of its own, whatever workers_per_pass says")
     notes += rates.notes()
     groups = decay_groups(model)
-    count = {name: sum(p.numel() for p in group.values()) for name, group in vars(groups).items()}
     parameters = sum(p.numel() for p in model.parameters())
     weight_bytes = parameters * _BYTES[placement.precision]
     table = [
@@ -76,22 +78,10 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         "model": f"{config.model.source} {config.model.name}",
         "parameters": parameters,
         "parameter_groups": {
-            "decayed": {
-                "weight_decay": config.optimizer.weight_decay,
-                "tensors": len(groups.decayed),
-                "parameters": count["decayed"],
-            },
-            "normalisations": {
-                "weight_decay": 0.0,
-                "tensors": len(groups.spared),
-                "parameters": count["spared"],
-            },
+            "decayed": _group(config.optimizer.weight_decay, groups.decayed),
+            "normalisations": _group(0.0, groups.spared),
         },
-        "batchnorm": {
-            "layers": len(batchnorms(model)),
-            "samples": config.n,
-            "running": config.bn.running,
-        },
+        "batchnorm": {"layers": len(batchnorms(model)), "samples": config.n, "running": config.bn.running},
         "pitfall": config.pitfall.name,
         "notes": notes,
         "optimizer": config.optimizer.name,
@@ -105,6 +95,11 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         "run_hash": run.run_hash,
         "run_dir": str(run.directory),
     }
+
+
+def _group(weight_decay: float, group: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+    count = sum(parameter.numel() for parameter in group.values())
+    return {"weight_decay": weight_decay, "tensors": len(group), "parameters": count}
 
 
 def _sizes(config: Config) -> tuple[int, int, int]:
@@ -149,8 +144,8 @@ def as_text(facts: dict[str, Any]) -> str:
         ),
         ("dropped an epoch", f"{facts['dropped_per_epoch']} training images, others each time"),
         ("model", f"{facts['model']}, {facts['parameters']:,} parameters"),
-        ("weight decay", f"{groups['decayed']['weight_decay']:g} on {_group(groups['decayed'])}"),
-        ("", f"0 on {_group(groups['normalisations'])} (γ and β of normalisations)"),
+        ("weight decay", f"{groups['decayed']['weight_decay']:g} on {_shown(groups['decayed'])}"),
+        ("", f"0 on {_shown(groups['normalisations'])} (γ and β of normalisations)"),
         ("BatchNorm", _batchnorm(facts["batchnorm"])),
         ("optimizer", facts["optimizer"]),
         (
@@ -173,7 +168,7 @@ def as_text(facts: dict[str, Any]) -> str:
     return f"{text}\n\n{'iteration':>10} {'epoch':>8} {'rate':>12}\n{table}"
 
 
-def _group(group: dict[str, Any]) -> str:
+def _shown(group: dict[str, Any]) -> str:
     return f"{group['tensors']} tensors, {group['parameters']:,} parameters"
 
 

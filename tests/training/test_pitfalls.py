@@ -1,6 +1,8 @@
 """Each pitfall departs from the definition exactly as stated, and the default does not: float64, small numbers."""
 
+import ast
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -208,3 +210,11 @@ def test_padded_eval_counts_the_first_samples_twice(config):
 def test_every_pitfall_has_its_words_and_its_own_hash(compose):
     hashes = {name: compose(f"pitfall={name}").experiment_hash("fp32") for name in PITFALLS}
     assert len(set(hashes.values())) == len(PITFALLS)
+
+
+def test_a_pitfall_is_named_where_its_parts_are_and_nowhere_else():
+    package = Path(__file__).parents[2] / "largebatch"
+    homes = {package / "config" / "pitfalls.py", package / "training" / "pitfalls.py"}
+    for path in {*package.rglob("*.py")} - homes:
+        strings = {node.value for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Constant)}
+        assert not strings & ({*PITFALLS} - {"none"}), path
