@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-RATE_GROUPS = ("lr", "warmup", "schedule")  # of the configuration: they decide the rates, and nothing else
 from largebatch.config.pitfalls import PitfallConfig
 
+RATE_GROUPS = ("lr", "warmup", "schedule")  # of the configuration: they decide the rates, and nothing else
 SCALINGS = ("linear", "sqrt", "none")
 
 
