@@ -80,6 +80,8 @@ class PerWorker:
         # A single group needs no chunk, whose gradient is a copy, and `_count` has said already how it counts.
         if not self.training or len(self.momenta) == 1:
             return super().forward(x)  # type: ignore[misc,no-any-return]
+        # Section 2.3: with BatchNorm the loss of a sample depends on the n samples of its worker, so n is part of what
+        # is optimised. One call over all g·n samples would take its statistics over them, and train another function.
         outputs = []
         for group, momentum in zip(x.chunk(len(self.momenta)), self.momenta, strict=True):
             self.follow(momentum)
@@ -87,6 +89,7 @@ class PerWorker:
         return torch.cat(outputs)
 
     def _joint(self, x: Tensor) -> Tensor:
+        # Shape (g, n, C, …): under autocast the statistics are taken in float32, as cuDNN does.
         groups = x.view(len(self.momenta), -1, *x.shape[1:]).to(self.weight.dtype)
         within = [1, *range(3, groups.dim())]
         variance, mean = torch.var_mean(groups, within, correction=0, keepdim=True)
@@ -114,6 +117,7 @@ class PerWorker:
         """Move the running statistics by each group's, (g, C) over ``count`` values, in the order of the groups."""
         if self.running_mean is None or self.running_var is None:
             return
+        # PyTorch normalises by the variance over count, and keeps the one over count − 1 for evaluation.
         unbiased = count / (count - 1)
         for mean, variance, momentum in zip(means, variances, self.momenta, strict=True):
             if momentum is not None:
@@ -263,6 +267,8 @@ class RunningStatistics:
         """Say which groups of this step's pass ``number`` move the running statistics, and by how much."""
         momenta: tuple[float | None, ...]
         if self.policy == "worker0":
+            # Once a step, as a worker of the paper sees it. Ordinary gradient accumulation moves the running
+            # statistics in each of its k passes: a momentum of 0.9 a step becomes 0.9^k.
             counts = number == 0 and self.first
             momenta = (self.momentum if counts else None,) + (None,) * (self.groups - 1)
         else:
@@ -289,6 +295,7 @@ class RunningStatistics:
             processes: How many.
         """
         self.steps += 1
+        # μ ← (1 − m) μ + m · the mean of k workers' statistics, likewise once a step.
         if self.policy == "mean" and self._buffers:
             total = exchange(self._sum.total())
             self._fill(

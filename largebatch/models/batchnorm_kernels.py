@@ -35,7 +35,7 @@ def _sum_kernel(
 ):  # fmt: skip
     """Sum x − p and (x − p)² over a span of a group's rows, p the channel's first value in the group."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    split, group = tl.program_id(1), tl.program_id(2)
+    split, group = tl.program_id(1), tl.program_id(2)  # a group is a worker: no sum leaves it (section 2.3)
     inside = channel < channels
     start = group.to(tl.int64) * (rows // positions) * stride_sample
     column = x + start + channel * stride_channel
@@ -80,7 +80,7 @@ def _normalise_kernel(
     if split == 0:
         tl.store(statistics + place, mean, mask=inside)
         tl.store(statistics + half + place, variance, mask=inside)
-    # In the words of the gradient's kernels, which must come to the same sign.
+    # Written as in the gradient's kernels, which must come to the same sign.
     inverse = 1 / tl.sqrt(variance + EPS)
     scale = tl.load(weight + channel, mask=inside, other=0).to(WIDE) * inverse
     offset_by = tl.load(bias + channel, mask=inside, other=0).to(WIDE)
@@ -157,6 +157,7 @@ def _gradient_kernel(
     inverse = 1 / tl.sqrt(tl.load(statistics + half + place, mask=inside, other=0) + EPS)
     scale = tl.load(weight + channel, mask=inside, other=0).to(WIDE) * inverse
     offset_by = tl.load(bias + channel, mask=inside, other=0).to(WIDE)
+    # Mean and variance depend on every sample of the group: both means below are how the gradient passes through them.
     mean_dz = tl.load(sums + place, mask=inside, other=0) / rows
     slope = tl.load(sums + half + place, mask=inside, other=0) / rows * inverse
     end = tl.minimum((split + 1) * span, rows)

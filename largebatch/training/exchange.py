@@ -1,4 +1,8 @@
-"""How the gradients of k workers become one: averaged by DDP, or added in one fixed tree."""
+"""The exchange, which makes one gradient of those of k workers: averaged by DDP, or added in one fixed tree.
+
+The paper's gradient is a sum over all kn samples divided by kn, once (remark 3). Losses are scaled before the backward
+pass, so that here gradients are only added; ``factor`` undoes what an exchange divides by.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +33,15 @@ class Averaging:
 
     def __init__(self, model: nn.Module, world: World, config: ExchangeConfig) -> None:
         self.net = model if world.size == 1 else _data_parallel(model, config)
+        # DDP averages over P processes, and each of them holds the sum of k/P workers: without this factor the step
+        # would shrink as processes are added.
         self.factor, self.statistics = world.size, world.sum
 
     def passing(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Keep gradients local until the last pass."""
         if last or not isinstance(self.net, DistributedDataParallel):
             return contextlib.nullcontext()
-        return self.net.no_sync()
+        return self.net.no_sync()  # one exchange a step, not one a pass
 
     def finish(self) -> None:
         """Do nothing: DDP's backward has waited already."""
@@ -97,6 +103,7 @@ class Tree:
     """
 
     def __init__(self, model: nn.Module, world: World, bucket_bytes: int) -> None:
+        # Float addition is not associative: one tree over the workers gives the same bits for any P.
         self.net, self.factor, self._world = model, 1, world
         self.statistics = world.tree_sum
         self._buckets = _cut(model, bucket_bytes)
