@@ -31,9 +31,12 @@ test: .venv/synced ## run the tests, two files at a time
 acceptance: .venv/synced ## run the long checks of what is promised, a quarter of an hour
 	$(BIN)/pytest -m acceptance -n 2 --durations=0
 
-peers: .venv/synced ## install what benchmarks compare with, and run the test that needs it
+peers: .venv/synced ## install other software, test with it, and print how fast ours is beside it
 	$(UV) sync --frozen --group bench --python $(PYTHON)
-	$(BIN)/pytest tests/offloading/test_diffusers.py
+	$(BIN)/pytest tests/offloading/test_diffusers.py tests/test_peers.py
+	$(BIN)/python scripts/peers/decoding.py
+	$(BIN)/python scripts/peers/offloading.py device=cpu threads=1 'bench.batches=[8]'
+	$(BIN)/python scripts/peers/integers.py threads=1 'bench.batches=[16]'
 
 fuzz: .venv/synced ## feed damaged files to the decoder, under sanitizers, and to the readers of archives, for a minute
 	PYTHONPATH=tests $(BIN)/python tests/data/fuzz.py 60

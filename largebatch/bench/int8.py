@@ -1,17 +1,13 @@
-"""Networks in 8-bit integers: exactness, speed beside floats and beside onnxruntime, size, and time to calibrate."""
+"""Networks in 8-bit integers: exactness, speed compared with floats, size, and time to calibrate."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import math
 import statistics
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import redirect_stdout
 from dataclasses import asdict, replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +38,11 @@ from largebatch.runtime.placement import Placement
 
 Facts = dict[str, Any]
 Pass = Callable[[Tensor], object]
-PER_PASS = 32  # images of a pass of onnxruntime's calibration
 CALIBRATIONS = 3  # timed turns, at most
 COMPARED = 4  # images that the engines are held against the oracle with
 KERNELS = {"conv": x86.convolution, "linear": x86.product}
+# What makes other sides of a network in floats and images to calibrate with: scripts/peers/integers.py fills it.
+PEERS: list[Callable[[nn.Module, Tensor], dict[str, Pass]]] = []
 BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # without them it is emulated
 
 
@@ -216,8 +213,8 @@ def _sides(model: nn.Module, network: Network, engines: Sequence[Engine], calibr
     if BFLOAT16 & set(instructions()):
         half = copy.deepcopy(last).bfloat16()
         sides["bfloat16"] = lambda given: half(given.bfloat16())
-    if OnnxRuntime() in engines and importlib.util.find_spec("onnxscript"):
-        sides |= peers(model, calibration)
+    for peer in PEERS:
+        sides |= peer(model, calibration)
     return sides
 
 
@@ -237,41 +234,6 @@ def _time(sides: Mapping[str, Pass], images: Tensor, repeats: int) -> Facts:
         "seconds": {name: statistics.median(seconds) for name, seconds in timings.seconds.items()},
         "ratios": {f"{ours}_vs_{name}": asdict(timings.ratio(ours, name)) for name in others},
     }
-
-
-def peers(model: nn.Module, calibration: Tensor) -> dict[str, Pass]:
-    """Return onnxruntime in floats, and in integers that it has made itself: static, by channel, its defaults else."""
-    import onnxruntime
-    from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.left = iter(torch.split(calibration, PER_PASS))
-
-        def get_next(self) -> dict[str, Any] | None:
-            batch = next(self.left, None)
-            return None if batch is None else {IMAGES: batch.contiguous().numpy()}
-
-    def session(path: Path) -> Pass:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        made = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        return lambda images: made.run(None, {IMAGES: images.contiguous().numpy()})
-
-    with tempfile.TemporaryDirectory() as directory, warnings.catch_warnings(), redirect_stdout(StringIO()):
-        warnings.simplefilter("ignore")  # the exporter's, about its own workings
-        floats, ready, whole = (Path(directory) / f"{name}.onnx" for name in ("floats", "ready", "integers"))
-        batch = ({0: torch.export.Dim("batch")},)
-        given = (calibration[:2],)
-        torch.onnx.export(
-            model, given, floats, verbose=False, external_data=False, input_names=[IMAGES], dynamic_shapes=batch
-        )
-        quant_pre_process(floats, ready, skip_symbolic_shape=True)
-        types = {"activation_type": QuantType.QUInt8, "weight_type": QuantType.QInt8}
-        quantize_static(ready, whole, Reader(), per_channel=True, **types)
-        return {"onnxruntime_float32": session(floats), "onnxruntime_static": session(whole)}
 
 
 def as_lines(facts: Facts) -> list[str]:
@@ -310,6 +272,4 @@ NAMES = {
     "onnxruntime": "ours, engine=onnxruntime",
     "float32": "float32, BatchNorm folded",
     "bfloat16": "bfloat16, BatchNorm folded",
-    "onnxruntime_float32": "onnxruntime, float32",
-    "onnxruntime_static": "onnxruntime, its own int8",
 }

@@ -1,10 +1,9 @@
-"""Evaluation with weights that travel, beside all weights at hand and beside other libraries that offload."""
+"""Evaluation with weights that travel, compared with all weights on the device."""
 
 from __future__ import annotations
 
 import copy
 import functools
-import importlib.util
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,39 +46,9 @@ def _ours(groups: str, model: nn.Module, device: torch.device, stack: ExitStack)
     return _nothing
 
 
-def _accelerate(model: nn.Module, device: torch.device, stack: ExitStack) -> Callable[[], None]:
-    from accelerate import cpu_offload
-
-    cpu_offload(model, device, offload_buffers=True)
-    return _nothing
-
-
-def _accelerate_with_hook(model: nn.Module, device: torch.device, stack: ExitStack) -> Callable[[], None]:
-    from accelerate import cpu_offload_with_hook
-
-    _, hook = cpu_offload_with_hook(model, device)
-    return hook.offload  # type: ignore[no-any-return]
-
-
-def _diffusers(model: nn.Module, device: torch.device, stack: ExitStack) -> Callable[[], None]:
-    from diffusers.hooks import apply_group_offloading
-
-    apply_group_offloading(model, device, offload_type="leaf_level", use_stream=device.type == "cuda")
-    return _nothing
-
-
-OURS = {"leaf": functools.partial(_ours, "leaf"), "bytes": functools.partial(_ours, "bytes")}
-PEERS: Mapping[str, tuple[str, Start]] = {
-    "accelerate_cpu_offload": ("accelerate", _accelerate),
-    "accelerate_cpu_offload_with_hook": ("accelerate", _accelerate_with_hook),
-    "diffusers_leaf": ("diffusers", _diffusers),
-}
-
-
-def sides() -> dict[str, Start]:
-    """Return what is compared here: resident weights, ours, and peers that are installed."""
-    peers = {name: start for name, (package, start) in PEERS.items() if importlib.util.find_spec(package)}
-    return {"resident": _resident, **OURS, **peers}
+OURS: dict[str, Start] = {"leaf": functools.partial(_ours, "leaf"), "bytes": functools.partial(_ours, "bytes")}
+# Other libraries that offload, by name: scripts/peers/offloading.py fills it, the package has none.
+PEERS: dict[str, Start] = {}
 
 
 @dataclass
@@ -127,7 +96,7 @@ def time_offload(config: Config, placement: Placement, batches: Sequence[int], r
     images = {batch: _images(config, batch, device) for batch in batches}
     bf16 = placement.precision == "bf16"
     facts: Facts = {"weight_bytes": _weights(model), "memory": {}, "batches": {}}
-    for name, start in sides().items():
+    for name, start in {"resident": _resident, **OURS, **PEERS}.items():
         facts["memory"][name] = _memory(name, start, model, images[min(batches)], bf16)
     for batch in batches:
         facts["batches"][batch] = _time(model, images[batch], bf16, repeats, passes)
@@ -179,7 +148,7 @@ def _time(model: nn.Module, images: Tensor, bf16: bool, repeats: int, passes: in
     device = images.device
     with ExitStack() as stack:
         running: dict[str, Pass] = {}
-        for name, start in sides().items():
+        for name, start in {"resident": _resident, **OURS, **PEERS}.items():
             own = copy.deepcopy(model)
             running[name] = Pass(own, start(own, device, stack), images, bf16)
         expected = running["resident"]()
@@ -196,7 +165,7 @@ def _time(model: nn.Module, images: Tensor, bf16: bool, repeats: int, passes: in
         "ratios": {
             f"{name}_vs_resident": asdict(timings.cost(name, "resident")) for name in running if name != "resident"
         }
-        | {f"{ours}_vs_{peer}": asdict(timings.cost(ours, peer)) for ours in OURS for peer in PEERS if peer in running},
+        | {f"{ours}_vs_{peer}": asdict(timings.cost(ours, peer)) for ours in OURS for peer in PEERS},
         "overlap": {name: asdict(overlap(timings, name)) for name in OURS},
         "difference": differences,
     }
@@ -316,7 +285,4 @@ NAMES = {
     "bytes": "ours, groups=bytes",
     "copies_leaf": "copies alone, groups=leaf",
     "copies_bytes": "copies alone, groups=bytes",
-    "accelerate_cpu_offload": "accelerate cpu_offload",
-    "accelerate_cpu_offload_with_hook": "accelerate cpu_offload_with_hook",
-    "diffusers_leaf": "diffusers group offloading, leaf",
 }

@@ -1,6 +1,6 @@
 """Quantize a run by onnxruntime's own means, on the images that ours was calibrated on, and compare their top-1.
 
-    python scripts/int8_peer.py RUN [IMAGES]
+    python scripts/peers/integers_error.py RUN [IMAGES]
 
 RUN has been quantized by `largebatch quantize run=RUN images=IMAGES` (512). The peer: static, by channel, 8-bit
 unsigned activations, its defaults else. It prints one JSON object: errors in % and what both lose, in points, on the
@@ -12,8 +12,8 @@ import sys
 import warnings
 
 import torch
+from integers import onnxruntime_sides
 
-from largebatch.bench.int8 import peers
 from largebatch.cli.compose import configuration_directory
 from largebatch.inference.config import EvalConfig
 from largebatch.inference.session import open_session
@@ -34,7 +34,7 @@ def main(run: str, images: int) -> None:
     integers = open_session(type(asked)(**{**vars(asked), "quantized": True}), values, ["device"])
     (subject,), (model,), (ours,) = floats.subjects, floats.models.values(), integers.models.values()
     calibration = torch.cat(list(calibration_images(floats.source, subject.config.seed, images)))
-    static = peers(model, calibration)["onnxruntime_static"]
+    static = onnxruntime_sides(model, calibration)["onnxruntime_static"]
     sides = {"floats": model, "ours": ours, "peer": lambda images: torch.from_numpy(static(images)[0])}
     said = {name: answers(program, floats.source.validation(floats.cuts)) for name, program in sides.items()}
     lost = {name: compare(said["floats"], said[name]) for name in ("ours", "peer")}
