@@ -1,6 +1,7 @@
 """From the command line to the optimizer's step there are few calls of ours, and no function is long."""
 
 import ast
+import inspect
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_from_the_command_to_the_step_there_are_eight_calls(tmp_path, monkeypatc
                 stack.append((frame.f_code.co_filename, frame.f_code.co_qualname))
                 frame = frame.f_back
 
-    step = torch.optim.SGD.step.__wrapped__ if hasattr(torch.optim.SGD.step, "__wrapped__") else torch.optim.SGD.step
+    step = inspect.unwrap(torch.optim.SGD.step)
     sys.setprofile(watch)
     try:
         with pytest.raises(SystemExit) as end:
