@@ -47,15 +47,8 @@ def composed():
     """Return a function from a command line to the values that the command is given, one mapping for each arm."""
 
     def values(name: str, *arguments: str) -> list[dict]:
-        found = []
-        command = Command(
-            "", lambda values: found.append(values), lambda place, arms: found.extend(arm.values for arm in arms) or 0
-        )
-        try:
-            compose(name, command, list(arguments))
-        except AttributeError:  # of the None that the function above returns in the place of an outcome
-            assert len(found) == 1
-        return found
+        found = compose(name, list(arguments))
+        return [arm.values for arm in found.arms] if found.values is None else [found.values]
 
     return values
 
