@@ -2,7 +2,7 @@
 
 scripts/decoders.py [COUNT]
 
-Photographs and crops are those of `largebatch bench data`. What is not installed is left out: simplejpeg, OpenCV.
+Photographs and crops are those of `largebatch bench data`. What is not installed is left out: libjpeg-dev, OpenCV.
 """
 
 import importlib.util
@@ -15,8 +15,10 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 import torch.nn.functional as F
+from peers import partial_decoding
 from PIL import Image
 from torchvision.io import decode_jpeg
 
@@ -53,9 +55,11 @@ def by_torchvision(data: bytes, box: Box) -> np.ndarray:
 
 
 def by_simplejpeg(data: bytes, box: Box) -> np.ndarray:
-    import simplejpeg
-
     return resized_by_torch(torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1), box)
+
+
+def in_part(data: bytes, box: Box) -> np.ndarray:
+    return np.asarray(partial_decoding.resized(data, box, SIZE))
 
 
 def by_opencv(interpolation: str) -> Way:
@@ -76,8 +80,9 @@ def ways() -> dict[str, Way]:
         "native": natively,
         "torchvision.io, torch's antialiased resize": by_torchvision,
     }
-    if importlib.util.find_spec("simplejpeg"):
-        found["simplejpeg, torch's antialiased resize"] = by_simplejpeg
+    found["simplejpeg, torch's antialiased resize"] = by_simplejpeg
+    if partial_decoding.library() is not None:
+        found["libjpeg-turbo in part, Pillow's resize"] = in_part
     if importlib.util.find_spec("cv2"):
         found["OpenCV, bilinear"] = by_opencv("INTER_LINEAR")
         found["OpenCV, area"] = by_opencv("INTER_AREA")

@@ -29,11 +29,13 @@ def files(compose, tmp_path_factory):
     return loader.make_photographs(tmp_path_factory.mktemp("photographs"), config, 40)
 
 
-@pytest.mark.parametrize("name", ["torchvision", "timm", "opencv", "ours"])
+@pytest.mark.parametrize("name", ["torchvision", "timm", "libjpeg_turbo", "opencv", "ours"])
 def test_every_side_makes_normalised_crops_of_all_photographs(name, files, monkeypatch):
     decoding = script("decoding", monkeypatch)
     if name == "opencv" and not decoding.found("cv2"):
         pytest.skip("opencv is not installed: uv sync --group bench")
+    if name == "libjpeg_turbo" and not decoding.found("jpeglib.h"):
+        pytest.skip("there is no libjpeg-dev")
     batches = list((data.crops if name == "ours" else getattr(decoding, name))(files))
     assert [tuple(batch.shape) for batch in batches] == [(32, 3, 32, 32), (8, 3, 32, 32)]
     whole = torch.cat(batches)
@@ -55,7 +57,7 @@ def test_what_is_installed_is_added_and_what_is_missing_is_printed(monkeypatch, 
     monkeypatch.setattr(data, "PEERS", {})
     monkeypatch.setattr(results, "NAMES", {})
     decoding.add_installed()
-    assert set(data.PEERS) == set(results.NAMES) == {"torchvision", "timm", "opencv"}
+    assert set(data.PEERS) == set(results.NAMES) == {"torchvision", "timm", "libjpeg_turbo", "opencv"}
     assert capsys.readouterr().err == "dali is not installed: uv sync --group dali\n"
 
 

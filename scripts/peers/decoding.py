@@ -1,8 +1,9 @@
-"""Time `largebatch bench data` beside torchvision's reference, timm, OpenCV and DALI, those that are installed.
+"""Time `largebatch bench data` beside torchvision's reference, timm, libjpeg-turbo in part, OpenCV and DALI.
 
     python scripts/peers/decoding.py [key=value ...]
 
-Takes what `largebatch bench data` takes. `uv sync --group bench` installs OpenCV, `uv sync --group dali` DALI (0.4 GB).
+Takes what `largebatch bench data` takes; what is not installed is left out.
+`uv sync --group bench` installs OpenCV, `uv sync --group dali` DALI (0.4 GB).
 """
 
 import importlib.util
@@ -12,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import partial_decoding
 import torch
 from torch import Tensor
 
@@ -41,6 +43,11 @@ def timm(files: DatasetConfig) -> Iterator[Tensor]:
     for start in range(0, len(folder), BATCH):
         rows = range(start, min(start + BATCH, len(folder)))
         yield torch.stack([folder[row][0] for row in rows])
+
+
+def libjpeg_turbo(files: DatasetConfig) -> Iterator[Tensor]:
+    """Yield the crops that ours are: libjpeg-turbo decodes the part, and Pillow resizes it."""
+    return partial_decoding.batches(files, BATCH)
 
 
 def opencv(files: DatasetConfig) -> Iterator[Tensor]:
@@ -104,6 +111,12 @@ def side_of(batches: Callable[[DatasetConfig], Iterator[Tensor]]) -> Callable[[D
 SIDES = {
     "torchvision": ("torchvision", "uv sync", side_of(torchvision), "crops ÷ torchvision's reference"),
     "timm": ("timm", "uv sync", side_of(timm), "crops ÷ timm's default transform"),
+    "libjpeg_turbo": (
+        "jpeglib.h",
+        partial_decoding.INSTALL,
+        side_of(libjpeg_turbo),
+        "crops ÷ libjpeg-turbo's partial decoding",
+    ),
     "opencv": ("cv2", "uv sync --group bench", side_of(opencv), "crops ÷ OpenCV, whole and not antialiased"),
     "dali": ("nvidia.dali", "uv sync --group dali", dali, "crops ÷ DALI on the processor"),
 }
@@ -111,6 +124,8 @@ SIDES = {
 
 def found(module: str) -> bool:
     """Whether a module is here; a package such as nvidia may be there without the part that is wanted."""
+    if module == "jpeglib.h":
+        return partial_decoding.library() is not None
     parent = module.partition(".")[0]
     return importlib.util.find_spec(parent) is not None and importlib.util.find_spec(module) is not None
 
