@@ -18,13 +18,17 @@ WHAT = (*PARTS, "exchange", "checkpoint", "offload", "quantize", "profile", "dat
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to measure.
+    """What to measure, and how often.
 
-    ``what`` is step, loader, exchange, checkpoint, offload, quantize, profile, or all for the first two. The first of
-    ``k`` is compared with the plain loops, each of the others with the first. Sides take turns, ``repeats`` of them, of
-    ``iterations`` steps each. The loaders read ``photographs`` made here, in a run of the loader over all of them a
-    turn, unless ``files`` has a root. ``batches`` are the images of a pass of offload and quantize.
-    ``sides`` are what the step is held against on a GPU; null: all that exist there.
+    Attributes:
+        what: step, loader, exchange, checkpoint, offload, quantize, profile, data, or all for the first two.
+        k: Numbers of workers: the first is compared with plain loops, each of the others with the first.
+        repeats: Turns of each side.
+        iterations: Steps a turn.
+        photographs: JPEGs that are made where files.root is not given.
+        files: Images on disk, as dataset.
+        batches: Images of a pass of offload and quantize.
+        sides: What the step is held against on a GPU; null: all that exist there.
     """
 
     what: str

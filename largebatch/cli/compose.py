@@ -7,31 +7,22 @@ import os
 import re
 import sys
 import typing
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from largebatch.base.errors import UserError, nearest
 from largebatch.base.files import UserPath
-from largebatch.bench.config import BenchConfig
-from largebatch.cli.arguments import SWEEPING, for_hydra
+from largebatch.bench.config import WHAT
+from largebatch.cli.arguments import SWEEPING, for_hydra, is_asked_for_help
 from largebatch.cli.command import Values
-from largebatch.cli.commands.probe import Asked as ProbeWords
-from largebatch.config.groups import CertifyConfig
+from largebatch.cli.reference import MANY, OWN, group_text, help_text, in_families, keys
 from largebatch.config.launchers import LAUNCHERS
-from largebatch.config.run import Config
-from largebatch.inference.config import EvalConfig
 from largebatch.launch.manifest import Arm
-from largebatch.quantization.config import QuantizeConfig
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
-
-
-OTHERS = ("experiment", "format", "rates")  # keys that belong to no dataclass
-MANY = 20  # options of a group, above which a sentence does not name every one
 
 
 def configuration_directory() -> Path:
@@ -76,6 +67,9 @@ def compose(name: str, arguments: list[str]) -> Composed:
     Raises:
         UserError: a mistake in the arguments.
     """
+    if is_asked_for_help(arguments):
+        show_help(name, arguments)
+        return Composed()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back to us, to be put into a sentence
     import hydra
     from hydra.errors import HydraException
@@ -109,10 +103,11 @@ def _in_a_sentence(error: Exception) -> str:
         others = [name for name, kind in LAUNCHERS.items() if key in kind.__dataclass_fields__]
         if group == "launcher" and others:
             return f"{found[1]} is a key of launcher={' and '.join(others)} alone."
-        return f"'{found[1]}' is not a key.{nearest(found[1], [*kinds(), *OTHERS])} `--help` lists them all."
+        return f"'{found[1]}' is not a key.{nearest(found[1], kinds())} `--help` lists them all."
     if found := re.search(r"Could not find '(.+)/([^'/]+)'\s+Available options in '.+':((?:\n\t\S+)+)", text):
         group, given, options = found[1], found[2], found[3].split()
-        return f"{group}={given} is not known: it takes {_in_families(options)}.{nearest(given, options)}"
+        more = f" `--help {group}` lists all." if len(options) > MANY else ""
+        return f"{group}={given} is not known: it takes {in_families(options)}.{more}{nearest(given, options)}"
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
         return f"{found[1]} is several values, and takes one: add -m to run them one after another."
     override = getattr(error, "override", None)
@@ -124,34 +119,24 @@ def _in_a_sentence(error: Exception) -> str:
     return " ".join(f"{text} {error.__cause__ or ''}".split())
 
 
-def _in_families(options: Sequence[str]) -> str:
-    """List options; those that begin alike by their beginning, where there are too many for a sentence."""
-    if len(options) <= MANY:
-        return ", ".join(options)
-    sizes = Counter(option.partition("_")[0] for option in options if "_" in option)
-    families = {name for name, size in sizes.items() if size > 2}
-    shown = []
-    for option in options:
-        family = option.partition("_")[0] if "_" in option else ""
-        shown.append(f"{family}_… ({sizes[family]} of them, in --help)" if family in families else option)
-    return ", ".join(dict.fromkeys(shown))
-
-
 @functools.cache
 def kinds() -> dict[str, Any]:
     """Return the type of every key of every command, as its dataclass says."""
+    found = {key: kind for command in OWN for key, (kind, _) in keys(command).items()}
+    return found | {"hydra.run.dir": UserPath}
 
-    def walk(cls: type, prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, kind in typing.get_type_hints(cls, include_extras=True).items():
-            found[prefix + name] = kind
-            found |= walk(kind, f"{prefix}{name}.") if is_dataclass(kind) and isinstance(kind, type) else {}
-        return found
 
-    groups = {"bench.": BenchConfig, "certify.": CertifyConfig}
-    found = {key: kind for prefix, cls in groups.items() for key, kind in walk(cls, prefix).items()}
-    for cls in LAUNCHERS.values():
-        found |= walk(cls, "launcher.")
-    for whole in (QuantizeConfig, EvalConfig, ProbeWords, Config):
-        found |= walk(whole, "")
-    return found | {"hydra.sweep.dir": UserPath, "hydra.run.dir": UserPath}
+def show_help(name: str, arguments: Sequence[str]) -> None:
+    """Print ``--help`` of a command, or of the group that is named after it."""
+    from hydra import compose as hydra_compose
+    from hydra import initialize_config_dir
+    from omegaconf import OmegaConf
+
+    conf = configuration_directory()
+    named = [word for word in arguments if not word.startswith("-") and "=" not in word and word not in WHAT]
+    if named:
+        print(group_text(conf, named[0]))
+        return
+    with initialize_config_dir(version_base="1.3", config_dir=str(conf)):
+        values = OmegaConf.to_container(hydra_compose(name))
+    print(help_text(name, conf, typing.cast(Values, values)))

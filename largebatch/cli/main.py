@@ -17,7 +17,7 @@ from largebatch.base.files import DISK_TROUBLE
 from largebatch.base.outcome import FAULT, MISTAKE, Unbreakable, say
 from largebatch.base.signals import INTERRUPTED
 from largebatch.bench.config import WHAT
-from largebatch.cli.arguments import verb_first
+from largebatch.cli.arguments import is_asked_for_help, verb_first
 from largebatch.cli.command import Command, PlainCommand
 from largebatch.cli.commands.bench import bench
 from largebatch.cli.commands.certify import certify
@@ -101,7 +101,7 @@ def run(arguments: list[str]) -> int:
     command = COMMANDS[name]
     if isinstance(command, PlainCommand):
         return command.run(rest)
-    composed = compose(name, _named_part(rest) if name == "bench" else rest)
+    composed = compose(name, _named_part(rest) if name == "bench" and not is_asked_for_help(rest) else rest)
     if composed.arms and command.sweep:
         return command.sweep(composed.directory, composed.arms)
     if composed.arms:

@@ -14,9 +14,12 @@ DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "synthetic", "imag
 
 @dataclass(frozen=True)
 class RateConfig:
-    """Learning rate of the small-minibatch baseline and how it scales.
+    """Learning rate of the small-minibatch baseline, and how it scales.
 
-    ``base`` is η at ``base_minibatch`` samples; ``scaling`` is linear (the paper's rule), sqrt or none.
+    Attributes:
+        base: η at base_minibatch samples.
+        base_minibatch: Samples in a step of the baseline.
+        scaling: linear (the paper's rule), sqrt or none.
     """
 
     base: float
@@ -32,13 +35,16 @@ class RateConfig:
 
 @dataclass(frozen=True)
 class BatchNormConfig:
-    """Whose statistics the running averages follow, and by how much a step moves them.
+    """BatchNorm: whose statistics the running averages follow, and by how much a step moves them.
 
-    ``running`` is worker0 (what one worker sees, the paper's) or mean (over the k workers). ``momentum`` is in
-    PyTorch's convention: 0.1 is the paper's 0.9. ``recompute`` also evaluates with statistics averaged over
-    ``recompute_batches`` worker batches of training images. ``kernel`` is how the k workers' statistics are computed:
-    separate (PyTorch's BatchNorm once a worker), joint (one expression, for a compiler to fuse), fused (GPU kernels
-    that also add the shortcut and take the ReLU) or auto.
+    Attributes:
+        running: worker0 (statistics of one worker, the paper's) or mean (over the k workers).
+        momentum: Of the running averages, in PyTorch's convention: 0.1 is the paper's 0.9.
+        kernel: How the k workers' statistics are computed: separate (PyTorch's BatchNorm once a worker), joint (one
+            expression, for a compiler to fuse), fused (GPU kernels that also add the shortcut and take the ReLU) or
+            auto, the fastest that the device allows.
+        recompute: Also evaluate with statistics averaged anew over training images.
+        recompute_batches: Worker batches that these are averaged over.
     """
 
     running: str
@@ -59,9 +65,13 @@ class BatchNormConfig:
 class ModelConfig:
     """A network by name.
 
-    ``source`` is own, torchvision or timm; ``init`` is paper (He, N(0, 0.01²), γ = 1), own (what the library
-    does) or auto: paper for residual networks, own elsewhere. ``zero_gamma`` sets γ = 0 in the last BN of every
-    residual block under ``init=paper``. ``stem_stride`` is the first convolution's, for our small networks.
+    Attributes:
+        name: Of the network; with model=torchvision or model=timm one of theirs.
+        source: own, torchvision or timm.
+        init: paper (He, N(0, 0.01²), γ = 1), own (what the library does) or auto: paper for residual networks, own
+            elsewhere.
+        zero_gamma: Set γ = 0 in the last BatchNorm of every residual block, where init is the paper's.
+        stem_stride: Stride of the first convolution of our small networks.
     """
 
     name: str
@@ -80,13 +90,30 @@ class ModelConfig:
 class DatasetConfig:
     """A set of labelled images: its size, its shape, and what a training crop is.
 
-    ``train_images`` and ``val_images`` may be null only for image folders, which are counted. ``crop`` is none,
-    pad (zero padding of ``pad`` pixels and a random window, for small images) or resized (random scale and
-    aspect ratio). ``height`` and ``width`` are the network's input in pixels. ``mean`` and ``std`` are per
-    channel, for pixels in [0, 1]. ``decoder`` of files is auto, native (compiled here, twice as fast) or pillow:
-    their pixels are the same, bit for bit. ``holdout`` training images, chosen by ``holdout_seed`` alone, are never
-    trained on, and validated on instead of the validation images. ``layout`` chooses what is read where ``root`` holds
-    several: auto, folders, archives (ImageNet's official ones), shards or parquet.
+    Attributes:
+        name: Of the set.
+        root: Directory of the files; null: $LARGEBATCH_DATA, or where the set's package puts them.
+        train_images: Images of the training set, the first of a larger one; null for image folders, which are counted.
+        val_images: Images of the validation set, likewise.
+        classes: Classes; null for image folders.
+        channels: Channels of an image.
+        height: Height of the network's input in pixels.
+        width: Width of it.
+        crop: none, pad (zero padding of pad pixels and a random window, for small images) or resized (random scale and
+            aspect ratio).
+        pad: Pixels of padding.
+        flip: Mirror half of the training images.
+        resize: Length of the shorter side before the centre crop of validation, in pixels.
+        mean: Mean by channel, of pixels in [0, 1].
+        std: Standard deviation by channel.
+        decoder: Of files: auto, native (compiled here, twice as fast) or pillow. Their pixels are the same, bit for
+            bit.
+        on_error: A corrupt image: stop the run, or skip it.
+        holdout: Training images, chosen by holdout_seed alone, that are never trained on, and validated on instead of
+            the validation images; null: none.
+        holdout_seed: Of their choice.
+        layout: What is read where root holds several: auto, folders, archives (ImageNet's official ones), shards or
+            parquet.
     """
 
     name: str
@@ -152,7 +179,12 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """How a large minibatch starts: none, constant or gradual, over ``epochs`` (null: 5/90 of the run's)."""
+    """How a large minibatch starts.
+
+    Attributes:
+        name: none, constant or gradual.
+        epochs: Length of the warmup; null: 5/90 of the run's.
+    """
 
     name: str
     epochs: float | None
@@ -164,7 +196,13 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the rate falls: step (× ``factor`` at each of ``milestones``, in epochs) or cosine (to 0)."""
+    """How the rate falls.
+
+    Attributes:
+        name: step (× factor at each of the milestones) or cosine (to 0).
+        milestones: Epochs at which the rate falls; null: 1/3, 2/3 and 8/9 of the run (30, 60, 80 of 90).
+        factor: Of the rate at a milestone.
+    """
 
     name: str
     milestones: tuple[float, ...] | None
@@ -178,7 +216,15 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """The update rule: sgd (the paper's), lars or lamb, with its own constants."""
+    """The update rule, with its own constants.
+
+    Attributes:
+        name: sgd (the paper's), lars or lamb.
+        momentum: Momentum; of LAMB β₁, with β₂ = 0.999.
+        nesterov: Nesterov's momentum.
+        weight_decay: Weight decay, not on γ and β of normalisations.
+        trust_coefficient: Of LARS.
+    """
 
     name: str
     momentum: float
@@ -197,7 +243,12 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class LoaderConfig:
-    """Loader processes for image folders (null: what the cores allow) and batches each keeps ready."""
+    """Loader processes for image folders.
+
+    Attributes:
+        workers: Processes that decode images; null: what the cores allow.
+        prefetch: Batches that each keeps ready.
+    """
 
     workers: int | None
     prefetch: int
@@ -209,9 +260,12 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When a checkpoint is written: every so many minutes, and every so many iterations where given.
+    """When a checkpoint is written, and how many stay.
 
-    The newest ``keep`` stay, and beside them the one with the lowest validation error.
+    Attributes:
+        minutes: Minutes between two checkpoints, written beside training; 0: never.
+        every: Iterations between two; null: minutes alone decide.
+        keep: How many of the newest stay, and beside them the one with the lowest validation error.
     """
 
     minutes: float
@@ -228,10 +282,12 @@ class CheckpointConfig:
 class ExchangeConfig:
     """How the gradients of several processes are averaged.
 
-    They travel in buckets of ``bucket_mb`` MiB, each as soon as back-propagation has filled it: smaller ones start
-    earlier, larger ones use the network better. ``gradient_as_bucket_view`` keeps gradients in the buckets and saves
-    their memory once. ``static_graph`` promises that every pass uses the same layers. ``compress`` is none, or bf16
-    for half the bytes, with gradients rounded to 8 bits of precision on the way.
+    Attributes:
+        bucket_mb: MiB that travel at a time, each bucket as soon as back-propagation has filled it: smaller ones start
+            earlier, larger ones use the network better.
+        gradient_as_bucket_view: Keep gradients in the buckets, which saves their memory once.
+        static_graph: Promise that every pass uses the same layers.
+        compress: none, or bf16 for half the bytes: another experiment, as gradients are rounded to 8 bits of precision.
     """
 
     bucket_mb: float
@@ -252,11 +308,15 @@ class ExchangeConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What is measured of how far k can grow: at a run's start and every ``every`` epochs; null: nothing.
+    """What is measured of how far k can grow: see `largebatch probe --help`.
 
-    ``every`` auto: as often as takes 5 % of the run's back-propagations at most; never, where one probe takes more.
-    ``steps`` small steps of n samples are followed (null: k of them). The sharpness is that of the mean loss over
-    ``batches`` minibatches of n, by ``products`` Hessian-vector products at most. ``layers`` keeps figures by layer.
+    Attributes:
+        every: Epochs between two probes, one at the start too; auto: as often as takes 5 % of the run's
+            back-propagations at most, never where one takes more; null: none.
+        steps: Small steps of n samples that are followed, the largest k that can be told; null: k.
+        batches: Minibatches of n whose mean loss the sharpness is of.
+        products: Hessian-vector products at most.
+        layers: Also by layer (format=json, probes.jsonl).
     """
 
     every: int | str | None
@@ -282,14 +342,25 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep treats what its directory holds already: ``force`` runs again what is done."""
+    """How a sweep treats what its directory holds already.
+
+    Attributes:
+        force: Run again what is done; the earlier record is moved to replaced/ in the sweep's directory.
+    """
 
     force: bool
 
 
 @dataclass(frozen=True)
 class CertifyConfig:
-    """How an experiment is certified: see ``conf/certify.yaml``."""
+    """How an experiment is certified.
+
+    Attributes:
+        iterations: Steps that are compared, 3 or more.
+        processes: Numbers of processes; null: every one up to 4 (the GPUs, on GPUs) that divides k.
+        tolerance: Largest relative difference; null: the precision's.
+        minutes: Time at most: k is reduced, with a notice, where more would be needed.
+    """
 
     iterations: int
     processes: tuple[int, ...] | None

@@ -11,9 +11,11 @@ from largebatch.base.errors import UserError, at_least
 class LauncherConfig:
     """Who starts the processes of a run, or of a sweep's runs.
 
-    A run whose process died, or that a cluster took off its nodes, goes on from its last checkpoint up to
-    ``max_restarts`` times. A run in which no batch goes on anywhere for ``timeout`` seconds is ended as hung; null
-    waits for ever.
+    Attributes:
+        name: local or slurm.
+        max_restarts: How often a run whose process died, or that a cluster took off its nodes, goes on from its last
+            checkpoint.
+        timeout: Seconds without a batch anywhere, after which a run is ended as hung; null: never.
     """
 
     name: str
@@ -27,7 +29,11 @@ class LauncherConfig:
 
 @dataclass(frozen=True)
 class LocalConfig(LauncherConfig):
-    """On this machine, or by whatever set RANK and WORLD_SIZE. ``jobs`` arms of a sweep run at once."""
+    """On this machine, or by whatever set RANK and WORLD_SIZE.
+
+    Attributes:
+        jobs: Runs of a sweep at once, each in processes of its own.
+    """
 
     jobs: int
 
@@ -40,13 +46,22 @@ class LocalConfig(LauncherConfig):
 class SlurmConfig(LauncherConfig):
     """A SLURM cluster: what each task of a sweep asks it for. Null leaves a request to the cluster.
 
-    A task has one process a GPU: ``gpus`` of them in all, or where that is null the largest divisor of k up to
-    ``gpus_per_node``; 0 asks for no GPU, and ``processes`` counts. They are spread over ``nodes``, null for as few as
-    hold them. ``cpus_per_gpu`` are the cores of a process (there is one without a GPU too), ``mem`` the memory of a
-    node (64G) and ``time`` that of a task (04:00:00). ``max_concurrent`` tasks of a shape run at once.
-    ``signal_seconds`` before its time is up, a task writes a checkpoint and queues again. ``setup`` are lines of
-    shell that come before the processes (module load cuda), ``options`` further ones of sbatch (--exclusive).
-    ``dry_run`` prints the batch scripts, and submits nothing.
+    Attributes:
+        gpus: GPUs of a task, with a process each; null: the largest divisor of k up to gpus_per_node; 0: none, and
+            processes counts.
+        gpus_per_node: GPUs of a node.
+        nodes: Nodes of a task; null: as few as hold its GPUs.
+        cpus_per_gpu: Cores of a process, also without a GPU.
+        mem: Memory of a node: 64G.
+        time: Time of a task: 04:00:00.
+        partition: Partition of the cluster.
+        account: Account that pays.
+        qos: Quality of service.
+        max_concurrent: Tasks at once, of those that ask for the same.
+        signal_seconds: How long before its time is up a task writes a checkpoint and queues again.
+        setup: Lines of shell before the processes: [module load cuda].
+        options: More options of sbatch: [--exclusive].
+        dry_run: Print the batch scripts, and submit nothing.
     """
 
     gpus: int | None

@@ -27,7 +27,11 @@ PITFALLS = {
 
 @dataclass(frozen=True)
 class PitfallConfig:
-    """One well-known mistake made on purpose, or none; see ``PITFALLS`` for what each does."""
+    """One well-known mistake made on purpose, or none; see ``PITFALLS`` for what each does.
+
+    Attributes:
+        name: Of the mistake.
+    """
 
     name: str
 

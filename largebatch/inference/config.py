@@ -35,15 +35,25 @@ def byte_count(key: str, text: str) -> int:
 class EvalConfig:
     """What is evaluated, and how its weights share the device.
 
-    One of ``run`` (a run's directory), ``runs`` (directories and globs: an ensemble) or ``state_file`` (safetensors,
-    for the composed model) says what. ``weights`` of a run are last, best or a file. ``offload`` is none (all weights
-    on the device), submodule (a few layers at a time) or model (whole networks take turns); ``budget`` bounds the
-    weights that are on the device at once, ``groups`` says what travels together (neighbouring layers of equal bytes,
-    leaf layers, or blocks), ``prefetch`` brings the next ones while these compute, and ``batches_per_load`` batches
-    share an upload. ``fold_bn`` folds BatchNorm into the convolutions. ``batch`` is the number of images a pass, null
-    for the 256 of validation while training. ``combine`` is what an ensemble averages. ``compare`` times it against
-    offload=none; ``plan`` only predicts. ``quantized`` takes the integers that ``largebatch quantize`` has
-    made of a run, which ``engine`` computes.
+    Attributes:
+        run: A recorded run's directory.
+        runs: Directories and globs of runs: an ensemble.
+        state_file: Weights of your own in safetensors, for model=… and dataset=…, without a run; nothing is unpickled.
+        weights: Of a run: last, best, or a file of safetensors.
+        offload: none (all weights on the device), submodule (a few layers at a time) or model (whole networks take
+            turns).
+        budget: Weights on the device at once: 200MB, 1.5GiB, bytes; null: as few as the mode needs.
+        groups: What travels together: bytes (neighbouring layers of equal bytes), leaf (layers) or blocks.
+        prefetch: Bring the next weights while these compute; false takes less memory, and the device waits.
+        batches_per_load: Batches that share an upload under submodule: fewer copies, more memory for activations.
+        fold_bn: Fold BatchNorm into the convolutions.
+        batch: Images a pass: smaller takes less memory for activations. Null: 256, as while training.
+        combine: What an ensemble averages: probabilities or logits.
+        compare: Evaluate with and without offloading in turns, and print how much longer it took.
+        plan: Evaluate nothing: predict memory, bytes moved and time of every mode.
+        quantized: Take the integers that `largebatch quantize` made of the run; with offload= they travel as bytes, a
+            quarter of the weights.
+        engine: What computes them: auto, reference, x86, onnxruntime or cuda.
     """
 
     run: UserPath | None

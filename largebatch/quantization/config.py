@@ -19,16 +19,30 @@ FORMATS = ("onnx",)
 class QuantizeConfig:
     """How a network becomes integers.
 
-    One of ``run`` (a run's directory, with ``weights`` last, best or a file) and ``state_file`` (safetensors, for the
-    composed model) says which. ``calibration`` chooses the ranges of activations from ``images`` training images.
-    ``granularity`` gives every output channel of a weight a scale of its own, or all of them one; ``bits`` is the width
-    of weights and activations. ``engine`` computes what is reported. ``reduce_range`` keeps sums of neighbouring
-    products within 16 bits, which processors without VNNI need; auto: where this one does. ``report`` evaluates before
-    and after; ``max_drop`` keeps layers in floats until top-1 falls by no more points than that. Where neither says
-    what is lost, a network is refused whose logits are less than ``min_db`` decibels above their change.
-    ``allow_float`` takes a network of which less than half is in integers, or that is more than half as large.
-    ``export`` also writes the network for other programs. ``out`` is where it is written: null, ``quantized`` in the
-    run's directory.
+    Attributes:
+        run: A recorded run's directory.
+        state_file: Weights in safetensors, for model=… and dataset=…, without a run.
+        weights: Of a run: last, best, or a file of safetensors.
+        calibration: Ranges of activations: minmax (all that was seen), percentile (0.01 % less at either end) or mse
+            (the least squared error).
+        images: Training images that they are measured on: more change little beyond a few hundred, and take no more
+            memory.
+        granularity: Scales of weights: per_channel or per_tensor.
+        bits: Width of weights and activations, 2 to 8.
+        engine: What computes the integers: auto (cuda on a GPU, x86 on a processor with AVX2, else reference, which is
+            exact and slow), reference, x86, onnxruntime or cuda.
+        reduce_range: Weights whose sums fit into 16 bits, as x86 without VNNI needs, which saturates silently: auto
+            (where this processor does), true (safe anywhere, up to a bit less of the weights that could overflow) or
+            false.
+        report: Evaluate before and after, layer by layer, and measure speed.
+        max_drop: Keep layers in floats, worst first, until top-1 falls by no more points than this.
+        min_db: Without report and max_drop: decibels that logits must stand above their change; 8 bits usually reach
+            30.
+        allow_float: Take a network most of which stays in floats: without it, where less than half of the
+            multiplications are in integers, or more than half of the bytes remain, nothing is written, and the exit
+            status is 1.
+        export: onnx: also write network.onnx.
+        out: Where it is written; null: quantized/ in the run's directory.
     """
 
     run: UserPath | None

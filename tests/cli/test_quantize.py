@@ -314,4 +314,4 @@ def test_help_teaches(call):
     status, out, _ = call("quantize", "--help")
     assert status == 0
     assert "== What is reported ==" in out
-    assert "calibration: minmax" in out
+    assert "calibration=minmax" in out

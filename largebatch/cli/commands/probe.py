@@ -29,7 +29,16 @@ from largebatch.runtime.lock import holder, owned
 
 @dataclass(frozen=True)
 class Asked:
-    """The words of the command itself; see ``conf/probe.yaml``."""
+    """The keys of the command itself.
+
+    Attributes:
+        run: A recorded run's directory: measured from its checkpoints, or as it was probed.
+        runs: Directories and globs of a sweep, to hold the answer against.
+        answer: Print how large k may be, whether a warmup is needed and how long.
+        baseline: Of runs=; null: kn = lr.base_minibatch.
+        margin: How far apart errors may be that count as equivalent, in points of error.
+        format: text or json.
+    """
 
     run: UserPath | None
     runs: tuple[UserPath, ...]
