@@ -69,7 +69,7 @@ def imported(program: ExportedProgram, model: str, image: tuple[int, int, int]) 
 def _writes_through_views(program: ExportedProgram) -> bool:
     """Whether a tensor is changed in place that others may share: a view, one with views, or a weight."""
     for node in program.graph.nodes:
-        if _in_place(node):
+        if _in_place(node) and _name(node.target) not in NOTHING:
             base = node.args[0]
             if base.op != "call_function" or _shares(base) or any(_shares(user) for user in base.users):
                 return True
@@ -83,7 +83,15 @@ def _shares(node: fx.Node) -> bool:
         return node.op == "call_function"
     kinds = [result.alias_info for result in target._schema.returns]
     views = any(kind is not None and not kind.is_write for kind in kinds)
-    return views or f"aten.{str(target).removeprefix('aten.')}" in NOTHING
+    return views or _name(target) in NOTHING
+
+
+def _name(target: torch._ops.OpOverload) -> str:
+    """Return the name of an operator, in place or not."""
+    name, _, overload = str(target).removeprefix("aten.").partition(".")
+    if name.endswith("_") and hasattr(torch.ops.aten, name[:-1]):
+        name = name[:-1]
+    return f"aten.{name}.{overload}"
 
 
 def _in_place(node: fx.Node) -> bool:
@@ -240,10 +248,7 @@ class _Import:
     def _target(self, node: fx.Node) -> str:
         target = node.target
         if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
-            name, _, overload = str(target).removeprefix("aten.").partition(".")
-            if name.endswith("_") and hasattr(torch.ops.aten, name[:-1]):
-                name = name[:-1]
-            return f"aten.{name}.{overload}"
+            return _name(target)
         python = f"operator.{getattr(target, '__name__', target)}"
         with suppress(KeyError):
             function(python)

@@ -158,6 +158,11 @@ def test_equal_forms_become_one():
     assert names[-4:] == ["mul", "zeros", "add", "linear"]
 
 
+def test_dropout_in_place_is_no_write():
+    model = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Flatten(), nn.Dropout(inplace=True), nn.Linear(128, 5))
+    assert targets(trace(model.eval(), (3, 8, 8))) == ["conv2d", "flatten", "linear"]
+
+
 class Steep(nn.Module):
     """Variances from 1 to 1e-12: what float32 rounds is magnified a million times, by any order of operations."""
 
