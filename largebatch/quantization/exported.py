@@ -46,6 +46,8 @@ PARTS = (
     "aten.chunk.default",
     "aten.unbind.int",
 )
+# What has a block of operators as an argument, and where.
+BLOCKS = {"wrap_with_set_grad_enabled": 1, "wrap_with_autocast": 4}
 # Positions of the tensors of products, which are known by these names.
 OWN = {CONV: {1: "weight", 2: "bias"}, LINEAR: {1: "weight", 2: "bias"}}
 
@@ -61,9 +63,36 @@ def imported(program: ExportedProgram, model: str, image: tuple[int, int, int]) 
     Raises:
         UserError: an operator that has no place in such a list.
     """
+    _inline(program, model)
     if _writes_through_views(program):
         program = program.run_decompositions({})
     return _Import(program, model).network(image)
+
+
+def _inline(program: ExportedProgram, model: str) -> None:
+    """Put what stands in a block without gradients or without autocast in the block's place: here they change nothing.
+
+    Raises:
+        UserError: autocast is switched on in the network, which then does not compute in float32.
+    """
+    graph, module = program.graph, program.graph_module
+    while blocks := [node for node in graph.nodes if str(node.target) in BLOCKS]:
+        for block in blocks:
+            before = BLOCKS[str(block.target)]
+            if before == 4 and block.args[2]:
+                raise UserError(
+                    f"{model} cannot be quantized: it switches autocast on for a part of its layers. What would do: "
+                    "float32 throughout, with autocast where the network is called."
+                )
+            body: Any = block.args[before]
+            inner: fx.Graph = getattr(module, body.target).graph
+            places = [node for node in inner.nodes if node.op == "placeholder"]
+            with graph.inserting_before(block):
+                results: Any = graph.graph_copy(inner, dict(zip(places, block.args[before + 1 :], strict=True)))
+            for taker in list(block.users):
+                taker.replace_all_uses_with(results[taker.args[1]])
+                graph.erase_node(taker)
+            graph.erase_node(block)
 
 
 def _writes_through_views(program: ExportedProgram) -> bool:
@@ -136,7 +165,9 @@ class _Import:
                 f"{self.model} cannot be quantized: it changes its buffer {changed[0]} in every pass, and integers "
                 "have no such state. What would do: a forward pass that in evaluation mode writes to no buffer."
             )
-        results = [spec.arg.name for spec in outputs if spec.kind == OutputKind.USER_OUTPUT]
+        given: Any = self.program.graph.output_node().args[0]
+        pairs = zip(given, outputs, strict=True)
+        results = [getattr(one, "name", "") for one, spec in pairs if spec.kind == OutputKind.USER_OUTPUT]
         if len(results) != 1 or self.names.get(results[0]) not in self.nodes:
             raise UserError(
                 f"{self.model} cannot be quantized: it gives {len(results)} results instead of logits alone."

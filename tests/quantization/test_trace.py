@@ -121,6 +121,24 @@ class Shifted(nn.Module):
         return (x + (mask != 1)).mean((2, 3))
 
 
+class Blocks(nn.Module):
+    """Switches autocast and gradients off, in one another, with two results and with one."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", enabled=False):
+            y = x.relu().float() + 1
+            with torch.no_grad():
+                z = y * 2
+        with torch.no_grad():
+            return (z + y).mean((2, 3))
+
+
+class Mixed16(nn.Module):
+    def forward(self, x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return (x.flatten(1) @ torch.ones(192, 5)).float()
+
+
 class Typed(nn.Module):
     def forward(self, x):
         return x.double().mean((2, 3), dtype=torch.float64)
@@ -128,7 +146,7 @@ class Typed(nn.Module):
 
 # PyTorch says that it pads, as is wanted here.
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("make", [Computed, Forms, Shifted, Typed])
+@pytest.mark.parametrize("make", [Computed, Forms, Shifted, Blocks, Typed])
 def test_other_forms_compute_the_same(make):
     torch.manual_seed(0)
     model, images = settled(make()), photographs(5, 8)
@@ -209,6 +227,7 @@ def test_what_is_changed_in_place_is_changed_for_all():
         (Looks(), r"at `if x\.sum\(\) > 0:` \(test_trace\.py, line \d+\).* What would do: no if"),
         (Two(), "it gives 2 results instead of logits alone"),
         (Named(), "it gives a dict instead of logits alone. What would do: a forward pass that returns the tensor"),
+        (Mixed16(), "it switches autocast on for a part of its layers. What would do: float32 throughout"),
         (Counting(), "it changes its buffer passes in every pass"),
         (Calls(), "Calls cannot be quantized: it does not take images of 3×8×8: maximum recursion depth"),
     ],
