@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import fmean, variance
 
 from largebatch.base.outcome import DIVERGED
+from largebatch.base.signals import Ended, ended_by_signals
 from largebatch.records.packed import NAME, unpack
 from largebatch.records.read import read_summary
 from largebatch.records.runs import Run, load
@@ -143,9 +144,29 @@ def known(found: Mapping[str, Run]) -> list[list[Planned]]:
 
 
 def run_all(jobs: int) -> None:
-    """Run what is not over, ``jobs`` at a time; after a run that fails nothing starts. Diverging is a result."""
+    """Run what is not over, ``jobs`` at a time. A signal ends the runs that are going, each with a checkpoint."""
     going: dict[str, subprocess.Popen[bytes]] = {}
-    failed = []
+    try:
+        with ended_by_signals():
+            failed = until_over(jobs, going)
+    except (Ended, KeyboardInterrupt):
+        for process in going.values():
+            process.terminate()
+        for process in going.values():
+            process.wait()
+        failed = [f"{name} was stopped" for name in going]
+    if failed:
+        sys.exit("study32: " + "; ".join(failed) + ". Started again, it goes on from the last checkpoint.")
+
+
+def until_over(jobs: int, going: dict[str, subprocess.Popen[bytes]]) -> list[str]:
+    """Keep ``jobs`` runs going until all are over, and return those that failed; after one of them nothing starts.
+
+    Args:
+        jobs: Runs at a time.
+        going: The processes of runs, by name; changed in place. A run that diverges is a result, and has not failed.
+    """
+    failed: list[str] = []
     while True:
         ended = [name for name, process in going.items() if process.poll() is not None]
         if going and not ended:
@@ -158,13 +179,11 @@ def run_all(jobs: int) -> None:
         found = finished(RUNS, RECORDS)
         waiting = [one for stage in known(found) for one in stage if one.name not in found and one.name not in going]
         if not going and (failed or not waiting):
-            break
+            return failed
         for planned in waiting[: 0 if failed else jobs - len(going)]:
             words = [*planned.words, *EVERY, f"run_dir={RUNS / planned.name}"]
             print(time.strftime("%Y-%m-%d %H:%M"), "largebatch train", *words, flush=True)
             going[planned.name] = subprocess.Popen([sys.executable, "-m", "largebatch", "train", *words])
-    if failed:
-        sys.exit("study32: " + "; ".join(failed) + ". Started again, it goes on from the last checkpoint.")
 
 
 def collect() -> None:

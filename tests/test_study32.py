@@ -1,6 +1,8 @@
 """The study over 32 times its baseline: its experiments, its order and its choices are those of its plan."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -180,6 +182,19 @@ def test_a_run_that_fails_ends_the_study(study, two_short_runs, monkeypatch):
     monkeypatch.setattr(study, "stages", lambda found: iter([[broken], [broken]]))
     with pytest.raises(SystemExit, match="broken ended with status 2"):
         study.run_all(jobs=1)
+
+
+def test_a_signal_ends_the_runs_that_are_going(study, two_short_runs, monkeypatch):
+    long = study.Planned("long", ("k=2", "n=16", "epochs=100000"))
+    monkeypatch.setattr(study, "stages", lambda found: iter([[long]]))
+    started = []
+    popen = subprocess.Popen
+    monkeypatch.setattr(study.subprocess, "Popen", lambda words: started.append(popen(words)) or started[-1])
+    monkeypatch.setattr(study.time, "sleep", lambda seconds: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit, match="long was stopped"):
+        study.run_all(jobs=1)
+    (process,) = started
+    assert process.returncode is not None
 
 
 @pytest.fixture(scope="module")
