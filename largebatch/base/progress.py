@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -56,3 +58,29 @@ class Progress:
     def close(self) -> None:
         """Take the bar away."""
         self._bar.close()
+
+
+class Redrawn:
+    """Lines at the end of a terminal that are drawn again in place, cut at its width and height.
+
+    No thread refreshes them: processes may be started meanwhile. Clear them before anything else is printed.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._rows = stream, 0
+
+    def show(self, text: str) -> None:
+        """Draw these lines in the place of the last ones."""
+        size = shutil.get_terminal_size()
+        lines = text.splitlines()[: size.lines - 1]
+        self.clear()
+        for line in lines:
+            self._stream.write((line if len(line) < size.columns else f"{line[: size.columns - 2]}…") + "\n")
+        self._stream.flush()
+        self._rows = len(lines)
+
+    def clear(self) -> None:
+        """Take the lines away."""
+        if self._rows:
+            self._stream.write(f"\x1b[{self._rows}F\x1b[J")  # to the beginning of the first one; all below it goes
+            self._rows = 0

@@ -1,4 +1,10 @@
-"""Build frozen dataclasses from plain values: refuse unknown and missing keys and values of another type."""
+"""Build frozen dataclasses from plain values: refuse unknown and missing keys and values of another type.
+
+Two libraries that do this too were tried on these types and not taken. OmegaConf's structured configurations (2.3)
+make lists of tuples, take "8" for a whole number and 1 for true, and refuse 8.0. pydantic's dataclasses (2.14) take "8"
+and 1 likewise unless they are strict, and then refuse mappings and lists. The errors of both name neither what is
+allowed nor the nearest key, so that each kind would be reworded here: as much code as the conversion below.
+"""
 
 from __future__ import annotations
 

@@ -14,10 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from rich.console import Console
-from rich.live import Live
-from rich.text import Text
-
+from largebatch.base.progress import Redrawn
 from largebatch.base.signals import Signals
 from largebatch.launch.manifest import Task, log_of
 from largebatch.launch.status import progress
@@ -56,6 +53,7 @@ def run_at_once(
             for slot in sorted({*range(jobs)} - running.keys()):
                 if waiting and not passed:
                     task = waiting.popleft()
+                    line.clear()
                     started(task)
                     running[slot] = task, _start(directory, task, cores[slot], gpus[slot])
             if (came := signals.received) and came != passed:
@@ -65,6 +63,7 @@ def run_at_once(
             for slot, (task, process) in list(running.items()):
                 if (status := process.poll()) is not None:
                     del running[slot]
+                    line.clear()
                     ended(task, status)
             done = len(tasks) - len(waiting) - len(running)
             line.show(done, len(tasks), [task for task, _ in running.values()])
@@ -124,27 +123,26 @@ class _Line:
     """On a terminal, a line below all others that says how far the sweep has come."""
 
     def __init__(self) -> None:
-        console = Console(stderr=True)
-        # No thread refreshes it: processes are started beside it.
-        self._live = Live(console=console, auto_refresh=False, transient=True)
-        self._shown = console.is_terminal
+        self._lines = Redrawn(sys.stderr)
         self._next = 0.0
 
     def __enter__(self) -> _Line:
-        if self._shown:
-            self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._live.stop()
+        self.clear()
+
+    def clear(self) -> None:
+        """Take it away, before another line is printed; the next look draws it again."""
+        self._lines.clear()
+        self._next = 0.0
 
     def show(self, done: int, total: int, running: Sequence[Task]) -> None:
         """Say how many tasks are done, and where the others are."""
-        if not self._shown or time.monotonic() < self._next:
+        if not sys.stderr.isatty() or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _LOOK_SECONDS
         where = [
             f"task {task.number} epoch {progress(task.directory)[0]:.1f} of {task.config.epochs}" for task in running
         ]
-        text = Text("; ".join([f"{done} of {total} done", *where]), no_wrap=True, overflow="ellipsis")
-        self._live.update(text, refresh=True)
+        self._lines.show("; ".join([f"{done} of {total} done", *where]))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from textwrap import fill
 from largebatch.base.errors import UserError, nearest
 from largebatch.base.files import at_home
 from largebatch.base.outcome import say
+from largebatch.base.progress import Redrawn
 from largebatch.cli.arguments import BOOLEAN, WIDTH, Vocabulary, Word, is_asked_for_help, verb_first
 from largebatch.cli.command import PlainCommand
 from largebatch.config.launchers import SlurmConfig
@@ -71,20 +74,19 @@ def _status(words: list[str]) -> int:
 
 def _watch(directory: Path) -> int:
     """Show a table that follows the sweep until nothing more will happen by itself, or Ctrl-C."""
-    from rich.live import Live
-    from rich.text import Text
-
-    with Live(auto_refresh=False) as live:
+    lines = Redrawn(sys.stdout)
+    with contextlib.suppress(KeyboardInterrupt):
         while True:
             found = _standings(directory)
-            live.update(Text(as_table(found), no_wrap=True, overflow="ellipsis"), refresh=True)
+            if sys.stdout.isatty():
+                lines.show(as_table(found))
             waited_for = ("queued", "running", "waiting") if holder(directory) else ("queued", "running")
             if not any(standing.state in waited_for for standing in found):
-                return 0
-            try:
-                time.sleep(WATCH_SECONDS)
-            except KeyboardInterrupt:
-                return 0
+                break
+            time.sleep(WATCH_SECONDS)
+    if not sys.stdout.isatty():
+        print(as_table(_standings(directory)))
+    return 0
 
 
 def _resume(words: list[str]) -> int:
