@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from largebatch.base.errors import Fault, UserError, nearest
 from largebatch.base.files import DISK_TROUBLE
-from largebatch.base.outcome import FAULT, MISTAKE, Unbreakable, say
+from largebatch.base.outcome import FAULT, MISTAKE, Unbreakable
 from largebatch.base.signals import INTERRUPTED
 from largebatch.bench.config import WHAT
 from largebatch.cli.arguments import is_asked_for_help, verb_first
@@ -36,6 +36,7 @@ from largebatch.cli.commands.train import train
 from largebatch.cli.compose import compose
 from largebatch.launch.arms import one_by_one
 from largebatch.launch.sweep import sweep_arms
+from largebatch.runtime.failure import tell
 
 TRAIN = Command("train a network from k workers of n samples each, and record the run", train, sweep_arms)
 COMMANDS: dict[str, Command | PlainCommand] = {
@@ -62,16 +63,16 @@ def main() -> NoReturn:
     try:
         status = run(sys.argv[1:])
     except UserError as error:
-        say(f"largebatch: {error}")
+        tell(f"largebatch: {error}")
         status = MISTAKE
     except Fault as error:
-        say(f"largebatch: {error}")
+        tell(f"largebatch: {error}")
         status = FAULT
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output has left, as head does
             sys.stdout = None
         elif error.errno in DISK_TROUBLE:
-            say(f"largebatch: a disk failed: {error}. Make room, or use a directory that can be written.")
+            tell(f"largebatch: a disk failed: {error}. Make room, or use a directory that can be written.")
         else:
             raise
         status = FAULT

@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 from largebatch.base.errors import Fault, UserError
 from largebatch.base.outcome import Unbreakable
 from largebatch.base.signals import Signals, end_with
+from largebatch.runtime.failure import EFFECT_WAITS, effects_wait_for_causes
 
 R = TypeVar("R")
 
@@ -64,12 +65,8 @@ def launch(function: Callable[..., R], arguments: tuple[Any, ...], processes: in
         Stopped: a signal came before the processes could heed it.
     """
     if processes == 1 or {"RANK", "WORLD_SIZE"} <= os.environ.keys():
-        if os.environ.get("RANK", "0") != "0":
-            from torch.distributed.elastic.multiprocessing.errors import record
-
-            # What goes wrong in this rank alone reaches people through torchrun's report: rank 0 alone speaks to them.
-            function = cast(Callable[..., R], record(function))
-        return function(*arguments)
+        with effects_wait_for_causes():
+            return function(*arguments)
     from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -151,7 +148,7 @@ def enter(launcher: tuple[int, int], function: Callable[..., R], arguments: tupl
     except Exception:
         # The other ranks fail as soon as this one is gone, for want of it. Whoever fails of itself must be seen to
         # be gone first: a fault that this rank only suffers from waits until the launcher has looked again.
-        time.sleep(10 * _WATCH_SECONDS)
+        time.sleep(EFFECT_WAITS)
         raise
 
 

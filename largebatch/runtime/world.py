@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from largebatch.base.errors import Fault, UserError
 from largebatch.base.outcome import MISTAKE
+from largebatch.runtime.failure import keep_terminal
 from largebatch.runtime.placement import Hardware, Placement
 
 M = TypeVar("M", bound=nn.Module)
@@ -170,6 +171,7 @@ class World:
     def redirect(self, directory: Path) -> None:
         """Send this process's output to a file of its own, ``rank<r>.log``."""
         directory.mkdir(parents=True, exist_ok=True)
+        keep_terminal()
         with (directory / f"rank{self.rank}.log").open("ab", buffering=0) as log:
             sys.stdout.flush()
             sys.stderr.flush()

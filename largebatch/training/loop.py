@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from largebatch.models.build import check_shapes
 from largebatch.records.provenance import Run, provenance
 from largebatch.records.read import holds_run
 from largebatch.records.write import Record, Skipped, add_probe, ended_by
+from largebatch.runtime.failure import give_up
 from largebatch.runtime.lock import owned
 from largebatch.runtime.watchdog import Hang, Watchdog
 from largebatch.runtime.world import World, leave
@@ -338,11 +338,7 @@ class Loop:
     def _give_up(self, hang: Hang, speaks: bool) -> None:
         """End this process of a run that hangs: the training thread cannot be reached."""
         self._fail(hang)
-        if speaks and "TORCHELASTIC_ERROR_FILE" not in os.environ:
-            print(f"largebatch: {hang}", file=sys.stderr, flush=True)
-        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
-
-        get_error_handler().record_exception(hang)
+        give_up(hang, speaks)
         os._exit(FAULT)
 
 

@@ -76,6 +76,53 @@ def test_mistakes_under_torchrun_are_said_once(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("late", ["0", "1", "claimed"])
+def test_a_mistake_is_said_once_whichever_rank_ends_first(tmp_path, late):
+    """One rank never comes to its end by itself, or the one that gives the reason takes long to write it."""
+    program = tmp_path / "late.py"
+    program.write_text(
+        "import os, time\n"
+        "from largebatch.cli.main import main\n"
+        "from largebatch.runtime import failure\n"
+        f"if os.environ['RANK'] == '{late}':\n"
+        f"    time.sleep({PATIENCE})\n"
+        "first = failure._is_first_on_machine\n"
+        f"if '{late}' == 'claimed':\n"
+        "    failure._is_first_on_machine = lambda file: first(file) and not time.sleep(3)\n"
+        "main()\n"
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    command = ("torchrun", "--standalone", "--nproc_per_node=2", str(program), "train", *SAME, "k=3")
+    status, printed = end(start(here, *command))
+    assert status != 0
+    assert printed.count("2 processes were started (WORLD_SIZE), which does not divide k=3") == 1, printed
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_fault_of_one_rank_in_the_middle_of_a_run_is_said_once(tmp_path, rank):
+    program = tmp_path / "faulty.py"
+    program.write_text(
+        "import os\n"
+        "from largebatch.base.errors import UserError\n"
+        "from largebatch.cli.main import main\n"
+        "from largebatch.training import step\n"
+        "sound = step.train_step\n"
+        "def faulty(learner, batches, iteration):\n"
+        f"    if iteration == 1 and os.environ['RANK'] == '{rank}':\n"
+        "        raise UserError('image 7 ' + 'is damaged')\n"
+        "    return sound(learner, batches, iteration)\n"
+        "step.train_step = faulty\n"
+        "main()\n"
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    command = ("torchrun", "--standalone", "--nproc_per_node=2", str(program), "train", *SAME, "run_dir=run")
+    status, printed = end(start(here, *command))
+    assert status != 0
+    assert printed.count("image 7 is damaged") == 1, printed
+
+
 @pytest.fixture
 def hosts() -> Iterator[tuple[list[str], list[str], str]]:
     """Return what makes a command run on each of two hosts, and the first one's address.
