@@ -93,7 +93,7 @@ def test_a_mistake_is_said_once_whichever_rank_ends_first(tmp_path, late):
     )
     here = tmp_path / "here"
     here.mkdir()
-    command = ("torchrun", "--standalone", "--nproc_per_node=2", str(program), "train", *SAME, "k=3")
+    command = ("torchrun", "--standalone", "--nproc_per_node=2", str(program), "train", "k=3")
     status, printed = end(start(here, *command))
     assert status != 0
     assert printed.count("2 processes were started (WORLD_SIZE), which does not divide k=3") == 1, printed
