@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -227,8 +226,3 @@ def _begin(splits: tuple[Split, ...]) -> None:
 def _part(work: Callable[[Split, int], R], part: tuple[int, range]) -> list[R]:
     which, images = part
     return [work(_splits[which], index) for index in images]
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from largebatch.base.cores import affinity, allowed_cores
 from largebatch.base.progress import Redrawn
 from largebatch.base.signals import Signals
 from largebatch.launch.manifest import Task, log_of
@@ -45,7 +46,9 @@ def run_at_once(
         ended: Called with its exit status when it has ended; that is negative where a signal killed it.
     """
     jobs = min(jobs, len(tasks))
-    cores, gpus = shares(_cores(), jobs), shares(_gpus(), jobs)
+    most = max(1, allowed_cores() // jobs)  # of each: a quota may allow fewer cores than there are
+    cores = [share[:most] for share in shares(affinity(), jobs)]
+    gpus = shares(_gpus(), jobs)
     waiting, running = deque(tasks), dict[int, tuple[Task, subprocess.Popen[bytes]]]()
     passed: signal.Signals | None = None
     with Signals() as signals, _Line() as line:
@@ -101,10 +104,6 @@ def shares(things: Sequence[T], jobs: int) -> list[Sequence[T]]:
         things[slot * count // jobs : (slot + 1) * count // jobs] or things[slot * count // jobs :][:1]
         for slot in range(jobs)
     ]
-
-
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else []
 
 
 def _gpus() -> list[str]:

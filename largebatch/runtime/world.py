@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
+from largebatch.base.cores import allowed_cores
 from largebatch.base.errors import Fault, UserError
 from largebatch.base.outcome import MISTAKE
 from largebatch.runtime.failure import keep_terminal
@@ -55,9 +56,7 @@ def hardware(device: str = "auto") -> Hardware:
     else:
         onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
         bf16 = not mps and onednn and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    # The cores that this process may use: a cluster's job is often given fewer than the node has.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Hardware(cores=cores, gpus=gpus, mps=mps, bf16=bool(bf16))
+    return Hardware(cores=allowed_cores(), gpus=gpus, mps=mps, bf16=bool(bf16))
 
 
 def started_outside() -> tuple[int | None, int | None]:

@@ -84,9 +84,9 @@ def _opened(given: Given, anew: bool = False, tolerant: bool = False) -> Opened:
 
 
 def _processes(given: Given) -> int:
-    from largebatch.data.check import cores
+    from largebatch.base.cores import allowed_cores
 
-    return cores() if given.text("processes") is None else given.whole("processes", least=1)
+    return allowed_cores() if given.text("processes") is None else given.whole("processes", least=1)
 
 
 def _index(given: Given) -> int:
