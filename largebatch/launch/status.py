@@ -17,7 +17,6 @@ from largebatch.runtime.lock import holder
 
 OUTCOME = "outcome.json"
 TAIL = 1 << 16  # bytes of a record in which its last line begins
-PENDING = ("waiting", "queued", "running")
 WITHOUT_A_WORD = "its process ended without a word: it was killed, or the machine went down"
 
 
@@ -63,11 +62,6 @@ class Standing:
     restarts: int
     reason: str
     directory: str
-
-    @property
-    def pending(self) -> bool:
-        """Whether something is still to come without anybody's doing."""
-        return self.state in PENDING
 
     @property
     def missing(self) -> bool:

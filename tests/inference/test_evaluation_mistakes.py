@@ -103,7 +103,7 @@ def test_a_budget_below_the_least_names_the_least(facts, sentence, mode):
 
 
 def test_a_device_that_is_not_here(monkeypatch, sentence):
-    monkeypatch.setattr("largebatch.inference.session.hardware", lambda: Hardware(2, gpus=0, mps=False, bf16=False))
+    monkeypatch.setattr("largebatch.inference.session.hardware", lambda _: Hardware(2, gpus=0, mps=False, bf16=False))
     assert sentence("run=runs/seed0", "device=cuda") == (
         "device=cuda was asked for, but this machine shows no CUDA GPU: use device=cpu or device=auto."
     )

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 
-from largebatch.base.errors import one_of
 from largebatch.base.outcome import Outcome
 from largebatch.bench.config import BenchConfig
-from largebatch.cli.command import Values
+from largebatch.cli.command import Values, take_format
 from largebatch.config.build import build
 from largebatch.config.run import Config
 
 
 def bench(values: Values) -> Outcome:
     """Print how fast this machine is at a run's parts, beside plain PyTorch."""
-    shape, asked = values.pop("format"), values.pop("bench")
-    one_of("format", shape, ("text", "json"))
+    shape, asked = take_format(values), values.pop("bench")
     asked = build(BenchConfig, asked, "bench.")
     config = Config.from_mapping(values)
     from largebatch.bench.results import as_text, bench

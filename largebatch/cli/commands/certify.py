@@ -7,9 +7,9 @@ import os
 import sys
 from pathlib import Path
 
-from largebatch.base.errors import UserError, one_of
+from largebatch.base.errors import UserError
 from largebatch.base.outcome import FAULT, Outcome, say
-from largebatch.cli.command import Values
+from largebatch.cli.command import Values, take_format
 from largebatch.config.build import build
 from largebatch.config.groups import CertifyConfig
 from largebatch.config.run import Config
@@ -20,8 +20,7 @@ from largebatch.runtime.placement import place
 
 def certify(values: Values) -> Outcome:
     """Hold the trainer against the paper's definition, wherever it can run."""
-    shape, asked = values.pop("format"), values.pop("certify")
-    one_of("format", shape, ("text", "json"))
+    shape, asked = take_format(values), values.pop("certify")
     asked = build(CertifyConfig, asked, "certify.")
     config = Config.from_mapping(values)
     if "RANK" in os.environ:

@@ -6,15 +6,14 @@ import json
 
 from largebatch.base.errors import UserError, one_of
 from largebatch.base.outcome import Outcome
-from largebatch.cli.command import Values
+from largebatch.cli.command import Values, take_format
 from largebatch.config.run import Config
 from largebatch.runtime.placement import place
 
 
 def explain(values: Values) -> Outcome:
     """Print what train would do."""
-    shape, rates = values.pop("format"), values.pop("rates")
-    one_of("format", shape, ("text", "json"))
+    shape, rates = take_format(values), values.pop("rates")
     one_of("rates", rates, ("table", "full"))
     if rates == "full" and shape == "text":
         raise UserError("rates=full lists every iteration, which is for programs: add format=json.")

@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import os
 
-from largebatch.base.errors import UserError, one_of
 from largebatch.base.outcome import Outcome, say
-from largebatch.cli.arguments import keys_of
-from largebatch.cli.command import Values
-from largebatch.config.build import build
+from largebatch.cli.command import Values, take_format, take_own
 from largebatch.quantization.config import QuantizeConfig
 from largebatch.records.write import finite
-
-OURS = [field.name for field in dataclasses.fields(QuantizeConfig)]
 
 
 def quantize(values: Values) -> Outcome:
     """Make a network of integers, write it, and say what it costs."""
-    shape, words = values.pop("format"), values.pop("given")
-    one_of("format", shape, ("text", "json"))
-    asked = build(QuantizeConfig, {name: values.pop(name) for name in OURS})
-    if "RANK" in os.environ:
-        raise UserError("quantize is one process: run it without torchrun.")
-    given = [key for key in keys_of(words) if key not in (*OURS, "format") and not key.startswith("hydra.")]
+    shape = take_format(values)
+    asked, given = take_own("quantize", QuantizeConfig, values)
     from largebatch.inference.quantize import quantize_session
     from largebatch.quantization.degradation import as_text
 
