@@ -17,6 +17,11 @@ ENDLESS = (*SMALL, "epochs=1000000", "log_every=1")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 
+def last(*words: str) -> list[str]:
+    """Return words with the last one of every key: the command takes a key once."""
+    return list({word.partition("=")[0]: word for word in words}.values())
+
+
 def wait_for(condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE
     while not condition():
@@ -51,7 +56,7 @@ class Run:
     def __init__(self, here: Path, *arguments: str) -> None:
         self.directory = here / "run"
         self.process = subprocess.Popen(
-            [BIN / "largebatch", "train", "run_dir=run", *arguments],
+            [BIN / "largebatch", "train", *last("run_dir=run", *arguments)],
             cwd=here,
             stderr=subprocess.PIPE,
             text=True,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import BIN
+from processes import BIN, last
 from safetensors.numpy import load_file
 
 from largebatch.launch import manifest
@@ -89,7 +89,7 @@ class Sweep:
 
     def __init__(self, here: Path, name: str, *words: str) -> None:
         self.here, self.name, self.directory = here, name, here / name
-        done = call(here, "train", "-m", f"hydra.sweep.dir={name}", *WORDS, *words)
+        done = call(here, "train", "-m", f"hydra.sweep.dir={name}", *last(*WORDS, *words))
         assert done.returncode == 0, done.stderr
         assert f"largebatch sweep status {name}" in done.stderr
         self.tasks = manifest.read(self.directory)
