@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,8 @@ def train_run(config: Config) -> Outcome:
     from largebatch.runtime.world import hardware, started_outside
     from largebatch.training.loop import fit
 
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # torchrun --max-restarts: this group follows another
+        config = replace(config, resume=True)
     run = Run.of(config, place(config, hardware(config.device), *started_outside()))
     directory, restarts, summary = run.directory, 0, _left_by_a_run_that_is_over(run)
     if summary:

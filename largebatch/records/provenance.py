@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 import shlex
 import socket
 import subprocess
@@ -60,13 +62,16 @@ def git_state(directory: Path) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that decide a result."""
+    """Return the versions of Python, of the packages that decide a result, and of NVIDIA's driver if there is one."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    with contextlib.suppress(OSError):  # there is no NVIDIA driver
+        module = re.search(r"Kernel Module\D*([\d.]+)", Path("/proc/driver/nvidia/version").read_text(encoding="utf-8"))
+        found |= {"driver": module[1]} if module else {}
     return found
 
 

@@ -60,7 +60,7 @@ from largebatch.base.errors import UserError
 from largebatch.base.files import write_atomically
 from largebatch.config.run import Config
 from largebatch.records.provenance import SCHEMA
-from largebatch.records.read import read_probes
+from largebatch.records.read import differences, read_probes, read_starts
 from largebatch.records.tensorboard import Events
 
 SKIPPED = "skipped.txt"
@@ -182,7 +182,8 @@ class Record:
                     write_probes(directory, (line for line in probes if line["iteration"] <= resume_at.iteration))
             write_atomically(directory / "config.yaml", _yaml(config.to_mapping()).encode())
             write_json(directory / "provenance.json", origin)
-            start = {name: origin[name] for name in ("started", "host", "devices", "git", "command")}
+            earlier = read_starts(directory)[-1:] if resume_at else []
+            start = {name: origin[name] for name in ("started", "host", "devices", "git", "command", "versions")}
             start |= {"iteration": resume_at.iteration if resume_at else 0, "processes": len(origin["devices"])}
             with (directory / "starts.jsonl").open("w" if resume_at is None else "a", encoding="utf-8") as file:
                 file.write(json.dumps(finite(start)) + "\n")
@@ -195,6 +196,11 @@ class Record:
             if resume_at is None:
                 record._events.hparams(origin)
             record.summary({"status": "running"})
+            for before in earlier:
+                was, now = ({"git": one["git"], **one.get("versions", {})} for one in (before, start))
+                changed = differences(was, now) if "versions" in before else []
+                if changed:
+                    record.say(f"resumed with other code or versions: {'; '.join(changed)}")
         except OSError as error:
             raise UserError(f"run_dir={directory} cannot be written: {error}.") from None
         return record

@@ -70,6 +70,11 @@ class Learner:
             yield
         self.running.after_pass(number)
 
+    def is_finite(self) -> bool:
+        """Return whether every weight and running statistic is finite; the latter must agree in all processes."""
+        values = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in values]).all())
+
     def logits(self, images: Tensor) -> Tensor:
         """Return what the network says of a pass's images, in the precision in which losses are computed."""
         with self.autocast():

@@ -130,6 +130,7 @@ class Loop:
         self.validator = Validator(learner, source, self.watchdog.watched)
         self.prober = None if config.probe.every is None else Prober(learner, source)
         self.record: Record | None = None
+        self.sound = True  # whether the network that was validated last is finite, and so are its outputs
         self.started = self.epoch_started = time.monotonic()
         self.keeper = Keeper(run, learner, [source.train_images, source.val_images])
         self.journey = self.keeper.restore()
@@ -142,7 +143,8 @@ class Loop:
         self._open_record()
         per_epoch = self.stream.iterations_per_epoch
         mine = (learner.first_worker, learner.placement.workers, learner.placement.workers_per_pass)
-        # Reading a figure makes a GPU wait; but with it come signals, which cannot wait for a rare line of the log.
+        # Reading a figure makes a GPU wait, so it is done at fixed iterations. Signals come with it, and cannot wait
+        # for these where an iteration takes long: the meter says how often to look.
         read_every = min(config.log_every, READ_EVERY) if learner.placement.device == "cuda" else 1
         meter, wishes, status = Meter(config.k, learner.first_worker, learner.world), Wishes(), ""
         with self._recorded():
@@ -166,7 +168,8 @@ class Loop:
                     ends_epoch = journey.iteration % per_epoch == 0
                     saves = config.checkpoint.every is not None and journey.iteration % config.checkpoint.every == 0
                     last = journey.iteration == self.total
-                    if not (logs or ends_epoch or saves or last or journey.iteration % read_every == 0):
+                    fixed = logs or ends_epoch or saves or last or journey.iteration % read_every == 0
+                    if not fixed and journey.iteration % meter.look_every:
                         continue
                     wishes = Wishes(signals.interrupt, signals.end, signals.notice, save=self.keeper.is_due())
                     wishes = meter.read(wishes, journey.epoch, journey.line)
@@ -174,13 +177,14 @@ class Loop:
                     progress.update(journey.iteration, position, rate, line.mean_loss, line.error, config.minibatch)
                     if logs:
                         self._log(rate, position)
-                    if journey.epoch.nonfinite:
+                    if fixed and journey.epoch.nonfinite:  # a run must not end by the clock
                         status = "diverged"
                         journey.nonfinite += journey.epoch.nonfinite
                     elif wishes.signal:
                         status = "interrupted"
                     if ends_epoch and status != "diverged":
                         progress.say(self._end_epoch(rate))
+                        status = status if self.sound else "diverged"
                     if saves or wishes.save or status == "interrupted" or (last and self.total < self.scheduled):
                         self._stop_clocks()
                         self.keeper.save(journey)
@@ -204,10 +208,14 @@ class Loop:
             unfinished = holds_run(directory)
             device = world.device
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-            origin = provenance(self.run, [name] * world.size) | {"decoder": self.source.decoder}
+            origin = provenance(self.run, [name] * world.size)
+            origin |= {"decoder": self.source.decoder, "notes": self.rates.notes()}
+            origin["versions"] |= {"cuda": torch.version.cuda}
             self.record = Record.open(directory, self.config, origin, self.keeper.position)
             (directory / "logs").mkdir(exist_ok=True)
             self.keeper.write_to(self.record, unfinished)
+            for note in origin["notes"]:
+                self.record.say(f"note: {note}")
             kernel, graphs = self.learner.running.kernel, self.config.cuda_graphs
             if kernel != "separate" or graphs:
                 self.record.say(f"bn.kernel={kernel}" + ", and steps are recorded as a CUDA graph" * graphs)
@@ -269,7 +277,9 @@ class Loop:
         }
         if self.config.bn.recompute:
             values["val_error_recomputed"] = self.validator.validate_recomputed(self.stream, epoch).error
-        best = measured.error < min(journey.errors, default=math.inf)
+        without_loss = measured.unreadable == measured.total
+        self.sound = (math.isfinite(measured.loss) or without_loss) and self.learner.is_finite()
+        best = self.sound and measured.error < min(journey.errors, default=math.inf)
         journey.errors.append(measured.error)
         journey.nonfinite += sums.nonfinite
         journey.replaced += sums.replaced
@@ -299,6 +309,8 @@ class Loop:
         """Write weights and summary, and return it."""
         config, journey = self.config, self.journey
         self.learner.running.synchronise(self.learner.world)
+        if status == "stopped" and not self.learner.is_finite():  # by the last steps, which no validation has seen
+            status = "diverged"
         seconds = time.monotonic() - self.started
         summary: dict[str, Any] = {
             "status": status,

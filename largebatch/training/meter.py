@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from largebatch.runtime.world import World
 from largebatch.training.validation import wide
 
+SECONDS = 2.0  # between two looks for signals: a scheduler's notice may leave no more than half a minute
+MOST = 1000  # iterations whose figures wait to be read
 FIGURES = 4  # of a worker in a step: summed loss, samples right, losses not finite, images replaced
 
 
@@ -88,32 +91,44 @@ class Wishes:
 class Meter:
     """Gathers a row of figures a worker, and reads them all with one sum over the processes.
 
+    Figures are added step by step, so that no sum depends on how often they are read.
+
     Args:
         k: Logical workers of the run.
         first: The first of this process's.
         world: The processes that share them.
+
+    Attributes:
+        look_every: Iterations that take about SECONDS, by rank 0's clock at the last reading; equal in all processes.
     """
 
     def __init__(self, k: int, first: int, world: World) -> None:
-        # A worker's row is filled by its owner alone, so that the sum adds zeros to it and nothing else; the
-        # last row counts the processes that have each wish.
-        self._rows = torch.zeros((k + 1, FIGURES), dtype=wide(world.device), device=world.device)
-        self._first, self._world, self._seen = first, world, 0
+        self._k, self._first, self._world = k, first, world
+        self._steps: list[Tensor] = []
+        self._seen: list[int] = []
+        self._since = time.monotonic()
+        self.look_every = 1
 
     def add(self, rows: Tensor, seen: int) -> None:
         """Add a step's figures, over ``seen`` samples in all processes; waits for nothing."""
-        self._rows[self._first : self._first + len(rows)] += rows
-        self._seen += seen
+        # A worker's row is filled by its owner alone, so that the sum over processes adds zeros to it and nothing else.
+        step = torch.zeros((self._k, FIGURES), dtype=wide(rows.device), device=rows.device)
+        step[self._first : self._first + len(rows)] = rows
+        self._steps.append(step)
+        self._seen.append(seen)
 
     def read(self, wishes: Wishes, *sums: Sums) -> Wishes:
         """Add what has gathered to ``sums``, and return what any process wishes."""
-        mine = (wishes.interrupt, wishes.end, wishes.notice, wishes.save)
-        self._rows[-1] = torch.tensor(mine, dtype=self._rows.dtype)
-        rows = self._world.sum(self._rows).cpu()
-        for total in sums:
-            total.add(rows[:-1], self._seen)
-        # Before the rows are emptied: on the CPU both names mean the same memory.
-        wished = Wishes(*(rows[-1] > 0).tolist())
-        self._rows.zero_()
-        self._seen = 0
-        return wished
+        seconds = (time.monotonic() - self._since) / max(1, len(self._steps))
+        enough = float(min(MOST, max(1, int(SECONDS / max(seconds, 1e-9)))))
+        # The last two rows count the processes that have each wish, and carry rank 0's number of iterations.
+        mine = [[wishes.interrupt, wishes.end, wishes.notice, wishes.save], [enough * self._world.main, 0, 0, 0]]
+        device = self._world.device
+        rows = torch.cat([*self._steps, torch.tensor(mine, dtype=wide(device), device=device)])
+        rows = self._world.sum(rows).cpu()
+        for step, seen in zip(rows[:-2].view(-1, self._k, FIGURES), self._seen, strict=True):
+            for total in sums:
+                total.add(step, seen)
+        self.look_every = int(rows[-1, 0])
+        self._steps, self._seen, self._since = [], [], time.monotonic()
+        return Wishes(*(rows[-2] > 0).tolist())

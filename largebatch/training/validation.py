@@ -89,7 +89,8 @@ def evaluate(
 def count(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return right, right within five, summed cross-entropy and number of samples, as scalars on the device."""
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices
-    hits = top == labels[:, None]
+    # A row that is not finite predicts nothing; topk and argmax would give it the first class.
+    hits = (top == labels[:, None]) & logits.isfinite().all(dim=1, keepdim=True)
     dtype = wide(logits.device)
     loss = F.cross_entropy(logits.to(dtype), labels, reduction="sum")
     number = torch.tensor(len(labels), dtype=dtype, device=logits.device)

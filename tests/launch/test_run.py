@@ -48,3 +48,20 @@ def test_a_signal_before_training_begins_is_an_interruption(tmp_path, number, st
     )
     assert done.returncode == status
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("count", "resumes"), [(None, False), ("0", False), ("2", True)])
+def test_a_group_that_torchrun_has_restarted_goes_on_from_its_checkpoint(
+    compose, tmp_path, monkeypatch, count, resumes
+):
+    if count is not None:
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+    seen = []
+
+    def launched(function, arguments, processes, threads):
+        seen.append(arguments[0].config.resume)
+        return {"status": "done"}
+
+    monkeypatch.setattr("largebatch.runtime.processes.launch", launched)
+    assert run.train_run(compose(f"run_dir={tmp_path}", "device=cpu")).status == 0
+    assert seen == [resumes]

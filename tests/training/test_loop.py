@@ -1,6 +1,7 @@
 """k is the experiment, the hardware is not: what a run computes, wherever its workers are."""
 
 import json
+import math
 import sys
 import weakref
 from pathlib import Path
@@ -266,6 +267,28 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(compose, runs, tmp_path)
     fit(Run.of(config, place(config, CPU), tmp_path))
     assert "resumed from 000000006-" in (tmp_path / "log.txt").read_text()
     assert without_times(tmp_path) == without_times(runs[1, "whole"])
+
+
+@pytest.mark.parametrize("more", [["epochs=1", "schedule.milestones=[]"], ["iterations=5"], ["iterations=3"]])
+def test_a_step_that_destroys_the_weights_is_divergence_also_as_the_last_one(tmp_path, more):
+    """One step at an infinite rate: every loss before it was finite, and no loss comes after it."""
+    overrides = [f"run_dir={tmp_path}", "lr.base=1e-9", "warmup=none", *more]
+    steps = 3 if "iterations=3" in more else 5
+    with pytest.MonkeyPatch.context() as patch:
+        usual = train.set_rate
+
+        def explode(optimizer, rate):
+            explode.step += 1
+            usual(optimizer, math.inf if explode.step == steps else rate)
+
+        explode.step = 0
+        patch.setattr(train, "set_rate", explode)
+        assert command(*overrides) == 3
+    summary = read_summary(tmp_path)
+    assert (summary["status"], summary["iterations"], summary["nonfinite"]) == ("diverged", steps, 0)
+    assert not list(tmp_path.glob("checkpoints/best*"))
+    epochs = read_metrics(tmp_path, "epoch")
+    assert [(line["val_error"], line["val_loss"]) for line in epochs] == ([] if steps == 3 else [(100.0, None)])
 
 
 def test_a_diverged_run_is_a_result(tmp_path):

@@ -29,3 +29,29 @@ def test_figures_gather_until_they_are_read(meter):
     meter.add(rows, 32)
     meter.read(Wishes(), epoch)
     assert (epoch.seen, epoch.right, line.seen) == (96, 24, 64)
+
+
+def test_sums_do_not_depend_on_how_often_they_are_read(meter):
+    generator = torch.Generator().manual_seed(0)
+    steps = [torch.rand(4, 4, generator=generator, dtype=torch.float64) for _ in range(7)]
+    seldom, often = Sums(), Sums()
+    for step in steps:
+        meter.add(step, 32)
+    meter.read(Wishes(), seldom)
+    for step in steps:
+        meter.add(step, 32)
+        meter.read(Wishes(), often)
+    assert seldom == often
+    assert seldom.loss == pytest.approx(sum(float(step[:, 0].sum()) for step in steps), rel=1e-12)
+
+
+@pytest.mark.parametrize(("seconds", "steps", "every"), [(30.0, 1, 1), (2.0, 10, 10), (0.001, 10, 1000), (8.0, 8, 2)])
+def test_looks_for_signals_are_about_two_seconds_apart(meter, monkeypatch, seconds, steps, every):
+    clock = [0.0]
+    monkeypatch.setattr("largebatch.training.meter.time.monotonic", lambda: clock[0])
+    meter.read(Wishes())
+    for _ in range(steps):
+        meter.add(torch.zeros(4, 4), 32)
+    clock[0] = seconds
+    meter.read(Wishes())
+    assert meter.look_every == every
