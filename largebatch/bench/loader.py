@@ -17,7 +17,7 @@ from largebatch.base.errors import UserError
 from largebatch.bench.compare import Side, Timings, take_turns
 from largebatch.config.groups import DatasetConfig, LoaderConfig
 from largebatch.data.recognise import FOLDERS, given_root, recognise
-from largebatch.data.source import FolderSource, Target
+from largebatch.data.source import PREFETCH, FolderSource, Target
 from largebatch.data.stream import permutation
 
 SIZE = (500, 375)  # width and height of ImageNet's average image
@@ -79,7 +79,9 @@ def loading(files: DatasetConfig, loader: LoaderConfig, batch: int, cores: int) 
         UserError: the images do not lie in class folders.
     """
     check_class_folders(files)
-    return Loading(files, batch, min(cores, 16) if loader.workers is None else loader.workers, loader.prefetch)
+    return Loading(
+        files, batch, min(cores, 16) if loader.workers is None else loader.workers, loader.prefetch or PREFETCH
+    )
 
 
 def check_class_folders(files: DatasetConfig) -> None:

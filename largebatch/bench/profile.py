@@ -21,6 +21,7 @@ from largebatch.bench.exchange import Either, Pass
 from largebatch.bench.step import Ours, make_ours, make_plain, step_data
 from largebatch.config.run import Config
 from largebatch.data import sets
+from largebatch.data.source import PREFETCH
 from largebatch.models import build_model
 from largebatch.runtime.placement import Placement, place
 from largebatch.runtime.processes import launch
@@ -148,7 +149,7 @@ def loading_speed(config: Config) -> float | None:
     world = start(share, placement)
     source = open_data(share, placement, world)
     stream = sample_stream(share, source.train_images)
-    ahead = (share.loader.workers or placement.cores) * share.loader.prefetch
+    ahead = (share.loader.workers or placement.cores) * (share.loader.prefetch or PREFETCH)
     loaded = source.train(stream.passes(0, ahead + max(LOADED, ahead), 0, 1, 1))
     for _ in itertools.islice(loaded, ahead):  # starting the processes is not counted
         pass

@@ -247,11 +247,12 @@ class LoaderConfig:
 
     Attributes:
         workers: Processes that decode images; null: what the cores allow.
-        prefetch: Batches that each keeps ready.
+        prefetch: Batches that each keeps ready; null: 4, or fewer where those of a training process would take more than
+            1 GiB.
     """
 
     workers: int | None
-    prefetch: int
+    prefetch: int | None
 
     def __post_init__(self) -> None:
         at_least("loader.workers", self.workers, 0)

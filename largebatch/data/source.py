@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import multiprocessing
 import multiprocessing.util
 import os
@@ -32,6 +33,8 @@ _Loaded = tuple[Tensor, Tensor, list[str | UserError]]  # pixels, labels and wha
 # Pixels that are cut in one go: a small image's crop takes less time than the calls that make it.
 _CUT_BYTES = 2**20
 
+PREFETCH = 4  # batches a loader process keeps ready by default,
+AHEAD = 2**30  # and bytes of all of them in a training process: eight of these on a node take 8 GiB of its memory
 UNREADABLE = -100  # the label of a validation image that cannot be read: cross-entropy leaves it out
 
 
@@ -192,7 +195,7 @@ def _gathered(passes: Iterable[tuple[int, Tensor]], images: int) -> Iterator[tup
 class FolderSource:
     """JPEGs (or any images) in any layout, decoded by loader processes; pixels stay uint8 until the device."""
 
-    def __init__(self, config: DatasetConfig, seed: int, target: Target, workers: int, prefetch: int) -> None:
+    def __init__(self, config: DatasetConfig, seed: int, target: Target, workers: int, prefetch: int | None) -> None:
         if config.channels != 3:
             raise UserError(f"dataset.channels={config.channels}: image folders are read as RGB, 3 channels.")
         largest = max(config.height, config.width)
@@ -225,11 +228,17 @@ class FolderSource:
         return self._load(self._files[0], ([(0, int(index)) for index in batch] for batch in batches), False)
 
     def _load(self, files: Split, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
+        rest = iter(batches)
+        first = list(itertools.islice(rest, 1))
+        prefetch = None
+        if self._workers and first:
+            size = len(first[0]) * 3 * self._config.height * self._config.width
+            prefetch = fitting_prefetch(self._prefetch, self._workers, size, _shared_memory())
         loader = DataLoader(
             _Files(files, self._config, self._seed, train, self.decoder == "native", self._target.channels_last),
-            batch_sampler=batches,  # any iterable of index lists will do
+            batch_sampler=itertools.chain(first, rest),  # any iterable of index lists will do
             num_workers=self._workers,
-            prefetch_factor=self._prefetch if self._workers else None,
+            prefetch_factor=prefetch,
             pin_memory=self._target.device.type == "cuda",
             collate_fn=_as_it_is,
             worker_init_fn=_belong_to_the_run,
@@ -248,6 +257,48 @@ class FolderSource:
                 self.on_skip(str(problem))
             images = self._target.images(pixels, self._config)
             yield Batch(images, upload(labels, self._target.device), len(problems))
+
+
+def fitting_prefetch(wanted: int | None, workers: int, batch: int, room: int | None) -> int:
+    """Return how many batches each loader process may keep ready.
+
+    They lie in shared memory, which counts as the job's: a container often has 64 MB of it, and a write beyond that
+    kills the loader process.
+
+    Args:
+        wanted: ``loader.prefetch``; None takes PREFETCH, or what fits into 1 GiB.
+        workers: Loader processes, at least one.
+        batch: Bytes of a batch.
+        room: Bytes of shared memory for this process, None where the system does not say.
+
+    Raises:
+        UserError: there is no room for one batch each.
+    """
+    prefetch = wanted or max(1, min(PREFETCH, AHEAD // (workers * batch)))
+    if room is None or (workers * prefetch + 1) * batch <= room:  # one is in use
+        return prefetch
+    fits = (room - batch) // (workers * batch)
+    need = (workers * prefetch + 1) * batch / 1e6
+    if fits < 1:
+        raise UserError(
+            f"shared memory (/dev/shm) has room for {room / 1e6:.0f} MB, and loader.workers={workers} with "
+            f"loader.prefetch={prefetch} take {need:.0f} MB: give the container more (docker run --shm-size=8g), or use "
+            "fewer loader.workers, or loader.workers=0."
+        )
+    _tell(
+        f"loader.prefetch={fits} instead of {prefetch}: {need:.0f} MB of batches do not fit into the {room / 1e6:.0f} MB "
+        "of shared memory (/dev/shm; docker run --shm-size)"
+    )
+    return fits
+
+
+def _shared_memory() -> int | None:
+    """Return the free bytes of shared memory for this process, a share where several processes train here."""
+    try:
+        free = os.statvfs("/dev/shm")
+    except (OSError, AttributeError):
+        return None
+    return free.f_bavail * free.f_frsize // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @functools.cache  # once a process, however often its data are opened

@@ -15,7 +15,15 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from largebatch.base.errors import UserError
 from largebatch.config.groups import LoaderConfig
-from largebatch.data.source import UNREADABLE, Target, _gathered, _watched, is_lost_loader, open_source
+from largebatch.data.source import (
+    UNREADABLE,
+    Target,
+    _gathered,
+    _watched,
+    fitting_prefetch,
+    is_lost_loader,
+    open_source,
+)
 from largebatch.data.stream import SampleStream
 from largebatch.runtime.world import World
 from largebatch.training.validation import batches_of, evaluate
@@ -309,3 +317,36 @@ def test_what_is_cut_together_is_what_is_cut_alone(compose):
     for mine, other in zip(source.train(passes), alone, strict=True):
         assert mine.images.equal(other.images)
         assert mine.labels.equal(other.labels)
+
+
+MB = 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("wanted", "workers", "batch", "room", "found"),
+    [
+        (None, 4, 38 * MB, None, 4),  # 4 × 4 × 38 MB are less than 1 GiB
+        (None, 12, 38 * MB, None, 2),  # 12 × 4 × 38 MB are more
+        (None, 64, 38 * MB, None, 1),
+        (7, 12, 38 * MB, None, 7),  # what was given stays
+        (None, 2, 10 * MB, 64 * MB, 2),  # 2 × 4 batches and the one in use are 90 MB
+        (4, 2, 10 * MB, 90 * MB, 4),
+        (4, 2, 10 * MB, 89 * MB, 3),
+    ],
+)
+def test_batches_that_are_kept_ready_fit_into_shared_memory(wanted, workers, batch, room, found):
+    assert fitting_prefetch(wanted, workers, batch, room) == found
+
+
+def test_too_little_shared_memory_is_refused_in_a_sentence():
+    with pytest.raises(UserError, match="room for 64 MB.* take 342 MB.*shm-size"):
+        fitting_prefetch(None, 2, 38 * MB, 64 * MB)
+
+
+def test_a_loader_looks_at_the_shared_memory_before_it_starts(compose, tmp_path, monkeypatch):
+    make_tree(tmp_path)
+    config = compose("dataset=imagefolder", f"dataset.root={tmp_path}", "dataset.height=224", "dataset.width=224")
+    source = open_source(config.dataset, LoaderConfig(workers=2, prefetch=None), 0, Target(CPU, torch.float32), 2)
+    monkeypatch.setattr("largebatch.data.source._shared_memory", lambda: 1000)
+    with pytest.raises(UserError, match=r"shared memory \(/dev/shm\) has room for 0 MB"):
+        next(source.train([(0, torch.arange(2))]))
