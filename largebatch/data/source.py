@@ -282,12 +282,12 @@ def fitting_prefetch(wanted: int | None, workers: int, batch: int, room: int | N
     if fits < 1:
         raise UserError(
             f"shared memory (/dev/shm) has room for {room / 1e6:.0f} MB, and loader.workers={workers} with "
-            f"loader.prefetch={prefetch} take {need:.0f} MB: give the container more (docker run --shm-size=8g), or use "
-            "fewer loader.workers, or loader.workers=0."
+            f"loader.prefetch={prefetch} take {need:.0f} MB: give the container more (docker run --shm-size=8g), or "
+            "use fewer loader.workers, or loader.workers=0."
         )
     _tell(
-        f"loader.prefetch={fits} instead of {prefetch}: {need:.0f} MB of batches do not fit into the {room / 1e6:.0f} MB "
-        "of shared memory (/dev/shm; docker run --shm-size)"
+        f"loader.prefetch={fits} instead of {prefetch}: {need:.0f} MB of batches do not fit into {room / 1e6:.0f} MB of "
+        "shared memory (/dev/shm; docker run --shm-size)"
     )
     return fits
 

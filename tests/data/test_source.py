@@ -339,7 +339,7 @@ def test_batches_that_are_kept_ready_fit_into_shared_memory(wanted, workers, bat
 
 
 def test_too_little_shared_memory_is_refused_in_a_sentence():
-    with pytest.raises(UserError, match="room for 64 MB.* take 342 MB.*shm-size"):
+    with pytest.raises(UserError, match=r"room for 64 MB.* take 342 MB.*shm-size"):
         fitting_prefetch(None, 2, 38 * MB, 64 * MB)
 
 
