@@ -286,8 +286,8 @@ def fitting_prefetch(wanted: int | None, workers: int, batch: int, room: int | N
             "use fewer loader.workers, or loader.workers=0."
         )
     _tell(
-        f"loader.prefetch={fits} instead of {prefetch}: {need:.0f} MB of batches do not fit into {room / 1e6:.0f} MB of "
-        "shared memory (/dev/shm; docker run --shm-size)"
+        f"loader.prefetch={fits} instead of {prefetch}: {need:.0f} MB of batches do not fit into {room / 1e6:.0f} MB "
+        "of shared memory (/dev/shm; docker run --shm-size)"
     )
     return fits
 
