@@ -247,8 +247,8 @@ class LoaderConfig:
 
     Attributes:
         workers: Processes that decode images; null: what the cores allow.
-        prefetch: Batches that each keeps ready; null: 4, or fewer where those of a training process would take more than
-            1 GiB.
+        prefetch: Batches that each keeps ready; null: 4, or fewer where those of a training process would take more
+            than 1 GiB.
     """
 
     workers: int | None

@@ -195,8 +195,8 @@ def join(placement: Placement, timeout: datetime.timedelta = TIMEOUT) -> World:
         torch.cuda.set_device(device)
     if size == 1:
         return World(rank=0, size=1, device=device)
-    # DDP imports this module, whose functions have the group of all processes as a default value. Imported when there is
-    # one, they would hold it for ever, and with it its threads: see leave().
+    # DDP imports this module, whose functions have the group of all processes as a default value. Imported when there
+    # is one, they would hold it for ever, and with it its threads: see leave().
     importlib.import_module("torch.distributed.nn.functional")
     rank, store = rank_outside(), None
     if not dist.is_initialized():
