@@ -4,6 +4,7 @@ import json
 
 from images import make_tree, spoil
 
+from largebatch.records.provenance import Run
 from largebatch.records.write import SKIPPED, Skipped
 from largebatch.runtime.placement import Hardware, place
 from largebatch.training.loop import fit
@@ -21,7 +22,7 @@ def test_a_run_names_each_image_that_it_left_out(compose, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / SKIPPED).write_text("of a run that was here before\n")
     config = compose(*WORDS, f"dataset.root={tree}")
-    fit(config, place(config, Hardware(cores=1, gpus=0, mps=False, bf16=False)), tmp_path / "run")
+    fit(Run.of(config, place(config, Hardware(cores=1, gpus=0, mps=False, bf16=False)), tmp_path / "run"))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert [(line["replaced"], line["val_unreadable"]) for line in epochs] == [(1, 1), (1, 1)]
