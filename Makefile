@@ -1,6 +1,6 @@
 # `make train` and `make test` set up all they need: make, python3 (3.11 or later) and a network are enough.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test acceptance peers fuzz lint type format bench study results golden clean python
+.PHONY: help setup train test test-all coverage peers fuzz lint type format bench study results golden clean python
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -18,18 +18,24 @@ STUDY_WORDS := threads=1 channels_last=true loader.workers=0 launcher.jobs=$(she
 RECIPE := n=32,lr.base=0.4,lr.scaling=linear,model.init=own,optimizer=sgd
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: .venv/synced ## make .venv with the locked packages; every target below does it first
 
 train: .venv/synced ## train k=8 workers of n=32 on the digits; called again, go on or say that it is done
 	$(BIN)/largebatch train k=8 n=32 resume=true
 
-test: .venv/synced ## run the tests, two files at a time
-	$(BIN)/pytest -n 2 --dist loadfile
+FAST := not slow and not slurm and not acceptance
 
-acceptance: .venv/synced ## run the long checks of what is promised, a quarter of an hour
-	$(BIN)/pytest -m acceptance -n 2 --durations=0
+test: .venv/synced ## run the tests of every module
+	$(BIN)/pytest -n 2 --dist worksteal -m '$(FAST)'
+
+test-all: .venv/synced ## run the others: processes that are killed, SLURM, a browser, acceptance
+	$(BIN)/pytest -n 2 --dist worksteal -m 'not ($(FAST))'
+
+coverage: .venv/synced ## measure how much of the package make test runs, in subprocesses too; all=true: with make test-all
+	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered \
+		$(if $(filter true,$(all)),-m '' --cov-fail-under=93,-m '$(FAST)' --cov-fail-under=85)
 
 peers: .venv/synced ## install other software, test with it, and print how fast ours is beside it
 	$(UV) sync --frozen --group bench --python $(PYTHON)

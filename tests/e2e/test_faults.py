@@ -20,6 +20,8 @@ from largebatch.training import checkpoint
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import torture
 
+pytestmark = pytest.mark.slow
+
 TWO = ("k=2", "n=8", "processes=2", "device=cpu", "threads=1", "deterministic=true", "log_every=1")
 WORDS = (
     *torture.DATA,

@@ -11,6 +11,8 @@ import pytest
 from images import make_tree, spoil
 from processes import ENDLESS, SMALL, alive, descendants, linux, ranks, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 @linux
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,4 +1,4 @@
-"""What the README promises of training, on real images and to the end: minutes, so only `make acceptance` runs it."""
+"""What the README promises of training, on real images and to the end: minutes, so only `make test-all` runs it."""
 
 import json
 

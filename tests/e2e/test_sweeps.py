@@ -16,6 +16,8 @@ from largebatch.launch.manifest import read
 from largebatch.launch.status import progress
 from largebatch.runtime.lock import holder
 
+pytestmark = pytest.mark.slow
+
 PATIENCE = 300  # seconds before a wait is given up as a hang
 ARMS = ("-m", "k=2", "n=8", "device=cpu", "threads=1", "warmup=none", "launcher.jobs=2", "hydra.sweep.dir=sweep")
 

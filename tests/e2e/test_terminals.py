@@ -8,6 +8,8 @@ import subprocess
 import pytest
 from processes import BIN, ENDLESS, PATIENCE, linux, wait_for
 
+pytestmark = pytest.mark.slow
+
 
 def lines(directory) -> int:
     metrics = directory / "run" / "metrics.jsonl"

@@ -15,6 +15,8 @@ from images import make_tree
 from processes import last
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 PATIENCE = 300
 SAME = ("k=2", "n=8", "device=cpu", "precision=fp64", "threads=1", "iterations=3", "epochs=1", "lr.base_minibatch=8")
