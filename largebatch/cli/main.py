@@ -87,7 +87,7 @@ def run(arguments: list[str]) -> int:
     Raises:
         UserError: a mistake in it.
     """
-    if _asks_for_completion(arguments):
+    if {"-sc", "--shell-completion"} & {*arguments}:
         return _complete(arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(_usage())
@@ -146,10 +146,6 @@ def _usage() -> str:
             'Completion in bash: eval "$(largebatch -sc install=bash)"',
         ]
     )
-
-
-def _asks_for_completion(arguments: list[str]) -> bool:
-    return any(word in ("-sc", "--shell-completion") for word in arguments)
 
 
 def _complete(arguments: list[str]) -> int:

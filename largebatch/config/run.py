@@ -132,7 +132,8 @@ class Config:
         self._check_epochs()
         self._check_exact()
         self._check_graphs()
-        self._check_pitfall()
+        if self.pitfall.absorbs_rate and self.optimizer.name != "sgd":
+            raise UserError(f"pitfall={self.pitfall.name} is a form of SGD's momentum: it needs optimizer=sgd.")
         if self.probe.every is not None:
             self.check_probe()
 
@@ -154,10 +155,6 @@ class Config:
                 f"warmup.epochs={self.warmup.epochs:g} is longer than the run's epochs={self.epochs}: "
                 "null makes it 5/90 of them."
             )
-
-    def _check_pitfall(self) -> None:
-        if self.pitfall.absorbs_rate and self.optimizer.name != "sgd":
-            raise UserError(f"pitfall={self.pitfall.name} is a form of SGD's momentum: it needs optimizer=sgd.")
 
     def check_probe(self) -> None:
         """Raise :class:`UserError` where small steps cannot be compared with a large one."""

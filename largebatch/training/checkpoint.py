@@ -238,10 +238,3 @@ def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         result[name] = value.clone() if value.data_ptr() in seen else value
         seen.add(value.data_ptr())
     return result
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Read what :func:`save_weights` wrote."""
-    from safetensors.torch import load_file
-
-    model.load_state_dict(load_file(path))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -17,16 +16,6 @@ from largebatch.training.meter import count_replaced
 WARM_UP = 3
 
 Work = Callable[[], Tensor]
-
-
-class Recorder(Protocol):
-    """How work is recorded."""
-
-    def aside(self, work: Work) -> Tensor:
-        """Do it as it is, in the way that recording wants what comes before it."""
-
-    def record(self, work: Work) -> Work:
-        """Return what repeats it on the same memory; it need not have been done when this returns."""
 
 
 class CudaRecorder:
@@ -74,7 +63,7 @@ class GraphedStep:
 
     learner: Learner
     step: Callable[[Iterator[Batch], int], Tensor]
-    recorder: Recorder = field(default_factory=CudaRecorder)
+    recorder: CudaRecorder = field(default_factory=CudaRecorder)
     _inputs: list[Batch] = field(init=False, default_factory=list)
     _made: int = field(init=False, default=0)
     _repeat: Work | None = field(init=False, default=None)

@@ -100,7 +100,9 @@ class Prober:
         # A loader draws from PyTorch's generator, dropout sets it.
         with torch.random.fork_rng([device] if device.type == "cuda" else []), one_worker_at_a_time(learner.model):
             velocity = self._velocity()
-            step = SmallStep(rate / config.k, config.optimizer.momentum, config.optimizer.nesterov, self._decay())
+            update = config.optimizer
+            decay = dict.fromkeys(decay_groups(learner.model).decayed, update.weight_decay)
+            step = SmallStep(rate / config.k, update.momentum, update.nesterov, decay)
             held: list[Drawn] = []
             batches = _keeping(watched(self._coming(iteration), "probing"), held, config.probe.batches)
             following = follow(self._loss(iteration), self._weights(), velocity, batches, step, config.n)
@@ -118,7 +120,7 @@ class Prober:
             "sharpness": curved.value,
             "sharpness_converged": curved.converged,
             "rate_times_sharpness": rate * curved.value,
-            "stability_bound": stability_bound(config.optimizer.momentum, config.optimizer.nesterov),
+            "stability_bound": stability_bound(update.momentum, update.nesterov),
             **self._moved_statistics(),
         }
         if config.probe.layers:
@@ -136,9 +138,6 @@ class Prober:
             name: torch.zeros_like(value) if buffers[name] is None else buffers[name]
             for name, value in self._weights().items()
         }
-
-    def _decay(self) -> dict[str, float]:
-        return dict.fromkeys(decay_groups(self._learner.model).decayed, self._config.optimizer.weight_decay)
 
     def _coming(self, iteration: int) -> Iterator[Drawn]:
         """Yield the minibatches of the small steps: worker by worker, those that the run would take next."""

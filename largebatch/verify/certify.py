@@ -18,7 +18,6 @@ from tqdm import tqdm
 
 from largebatch.base.numbers import relative_difference
 from largebatch.config.pitfalls import PitfallConfig
-from largebatch.config.run import Config
 from largebatch.data.source import Batch, Source
 from largebatch.models import is_stochastic
 from largebatch.records.write import write_json
@@ -71,11 +70,6 @@ def certify(plan: Plan, places: list[Placement], directory: Path, shown: bool = 
     return result
 
 
-def _honest(config: Config) -> Config:
-    """Return the experiment without its pitfall: the mistake is the trainer's alone."""
-    return replace(config, pitfall=PitfallConfig("none"))
-
-
 def _still(model: nn.Module) -> bool:
     """Switch dropout and stochastic depth off; return whether there was any."""
     found = is_stochastic(model)
@@ -89,7 +83,7 @@ def _still(model: nn.Module) -> bool:
 def _define(plan: Plan, placement: Placement, truth: Path) -> list[str]:
     """Write the definition's steps to files; return what is to be said of the model."""
     placement = replace(placement, processes=1)
-    config = _honest(plan.config)
+    config = replace(plan.config, pitfall=PitfallConfig("none"))  # the mistake is the trainer's alone
     world = start(config, placement)
     source = open_data(config, placement, world)
 

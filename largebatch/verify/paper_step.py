@@ -100,7 +100,12 @@ class Definition:
             loss.backward()  # type: ignore[no-untyped-call]
             samples.append(taken)
             images.append(batch.images)
-            gradients.append({name: _gradient(p) for name, p in self.model.named_parameters()})
+            gradients.append(
+                {
+                    name: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+                    for name, p in self.model.named_parameters()
+                }
+            )
             statistics.append({name: buffer.clone() for name, buffer in self.model.named_buffers()})
         total = {name: self._add([g[name] for g in gradients]) / (config.k * config.n) for name in gradients[0]}
         rate = rate_at(config, iteration, per_epoch)
@@ -155,10 +160,6 @@ class Definition:
                     wrong += int((self._logits(images.images).argmax(1) != images.labels).sum())
         self.model.train()
         return wrong, self.source.val_images
-
-
-def _gradient(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad.clone()
 
 
 def _decayed(model: nn.Module) -> set[str]:
