@@ -1,6 +1,7 @@
 """Try real networks of torchvision and timm, with random weights: do they quantize, are they right when offloaded?
 
     nice -n 19 python scripts/zoo.py quantize
+    nice -n 19 python scripts/zoo.py offload --minutes 30
     python scripts/zoo.py table
 
 Each network is tried in a process of its own, on one thread, with small images where it takes them. A line of JSON a
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import resource
 import time
 import traceback
 from collections import Counter
@@ -108,12 +110,34 @@ def quantize(network: str, size: int) -> dict[str, Any]:
     }
 
 
-PARTS = {"quantize": quantize}
+def offload(network: str, size: int) -> dict[str, Any]:
+    """Return whether a network computes the same in every mode of offloading: ``outcome`` is equal, or another."""
+    import zoo_offload
+
+    return zoo_offload.offload(build(network, size), size)
+
+
+PARTS = {"quantize": quantize, "offload": offload}
+MEMORY = 12 * 2**30  # bytes a network's process may have
+
+
+def limited_memory() -> None:
+    """Let this process end with an error before it takes the machine's memory from others."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+
+
+def networks_of(part: str) -> dict[str, int]:
+    """Return the networks that a part tries, with their sizes."""
+    import zoo_offload
+
+    sizes = networks()
+    return {name: sizes[name] for name in zoo_offload.NETWORKS.split()} if part == "offload" else sizes
 
 
 def one(part: str, network: str, size: int) -> dict[str, Any]:
     """Return the row of a network, whatever it ends in."""
     started = time.process_time()
+    limited_memory()
     try:
         facts = PARTS[part](network, size)
     except Exception as error:  # the row says so: an error of this kind is what the table is to find
@@ -155,8 +179,8 @@ def apart(part: str, network: str, size: int) -> dict[str, Any]:
     return row or {"network": network, "size": size, "outcome": "killed", "cause": cause}
 
 
-def run(part: str, only: list[str]) -> None:
-    """Try the networks that have no row yet, or the named ones."""
+def run(part: str, only: list[str], minutes: float) -> None:
+    """Try the networks that have no row yet, or the named ones, for so many minutes."""
     import timm
     import torch
 
@@ -166,12 +190,16 @@ def run(part: str, only: list[str]) -> None:
 
         small = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU(inplace=True), torch.nn.Flatten())
         pipeline.quantize(small.eval().requires_grad_(False), (3, 8, 8), [torch.randn(2, 3, 8, 8)])
-    sizes = networks()
+    ends = time.monotonic() + 60 * minutes
+    sizes = networks_of(part)
     done = tried(part)
     print(
         f"{part}: {len(done)} of {len(sizes)} networks have a row; timm {timm.__version__}, PyTorch {torch.__version__}"
     )
     for network in only or [name for name in sizes if name not in done]:
+        if time.monotonic() > ends:
+            print("time is up: the same command goes on")
+            break
         row = apart(part, network, sizes[network])
         keep(part, row)
         print(network, row["outcome"], row.get("cause", "")[:200], flush=True)
@@ -197,11 +225,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=[*PARTS, "table"])
     parser.add_argument("networks", nargs="*")
+    parser.add_argument("--minutes", type=float, default=float("inf"))
     given = parser.parse_args()
     if given.part == "table":
         print(table())
     else:
-        run(given.part, given.networks)
+        run(given.part, given.networks, given.minutes)
 
 
 if __name__ == "__main__":
