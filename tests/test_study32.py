@@ -105,7 +105,7 @@ def test_every_other_arm_differs_from_figure_1_in_what_it_is_about(compose, ever
         "n8": {"n": 8},
         "n128": {"n": 128},
     }
-    from largebatch.records.runs import flat
+    from largebatch.records.check import flat
 
     for name, expected in differs.items():
         found = runs_of(everything, f"{name}-")

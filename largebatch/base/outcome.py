@@ -52,6 +52,11 @@ class Unbreakable:
         return getattr(self._stream, name)
 
 
+def printable(name: str) -> str:
+    """Return a stranger's name as it may be printed: on one line, and in characters that UTF-8 has."""
+    return "".join(char if char.isprintable() else "?" for char in name)
+
+
 def say(text: str) -> None:
     """Print a line for people, once for a group of processes."""
     if os.environ.get("RANK", "0") == "0":

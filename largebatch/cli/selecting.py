@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from largebatch.base.outcome import FAULT, say
+from largebatch.base.outcome import FAULT, printable, say
 from largebatch.cli.arguments import BOOLEAN, Given, Word
 from largebatch.reports.selection import Selection, select
 
@@ -32,6 +32,12 @@ SELECTING = (
     ),
     Word("allow_mixed", "false", "Compare also runs of different epochs, data sets or models.", BOOLEAN),
 )
+NOTES = Word(
+    "notes",
+    "folded",
+    "How notes on runs are shown: folded, more than three of a kind as one with their count; or all.",
+    ("folded", "all"),
+)
 BELONGING = (
     "Runs of one experiment are one group, whatever hardware they ran on: they differ by their seed alone, as the "
     "experiment_hash in provenance.json says. Runs that are unfinished, diverged, resumed or made with a pitfall are "
@@ -52,5 +58,5 @@ def selected(given: Given) -> Selection:
 def status_after_warnings(selection: Selection) -> int:
     """Say on standard error which records were left out; return the exit status: a fault where there was one."""
     for directory, reason in selection.corrupt:
-        say(f"largebatch: {directory} was left out, its record is corrupt: {reason}.")
+        say(f"largebatch: {printable(str(directory))} was left out, its record is corrupt: {reason}.")
     return FAULT if selection.corrupt else 0

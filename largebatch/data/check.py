@@ -18,11 +18,11 @@ import numpy as np
 from tqdm import tqdm
 
 from largebatch.base.errors import Fault, UserError
+from largebatch.base.outcome import printable
 from largebatch.data.decode import DAMAGE, examine
 from largebatch.data.decode import opened as opened_image
 from largebatch.data.files import Split
 from largebatch.data.layouts import Opened
-from largebatch.data.tar import printable
 
 R = TypeVar("R")
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from largebatch.base.errors import UserError
-from largebatch.data.tar import printable
+from largebatch.base.outcome import printable
 
 _MOST_OPEN = 128  # archives that a process keeps open: there may be thousands
 _CACHED_BYTES = 256 * 2**20  # of row groups in a process

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from largebatch.base.errors import UserError
+from largebatch.base.outcome import printable
 from largebatch.data.files import Folders, Names
 from largebatch.data.listing import IMAGE_SUFFIXES, is_hidden, is_image, kind_left_out, order_key
-from largebatch.data.tar import printable, shown
+from largebatch.data.tar import shown
 
 SOLUTION = "LOC_val_solution.csv"
 _KAGGLE = "imagenet-object-localization-challenge"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from largebatch.base.errors import UserError
+from largebatch.base.outcome import printable
 
 BLOCK = 512
 _LONGEST_EXTENSION = 2**20  # bytes of a long name or of pax records
@@ -159,11 +160,6 @@ def _check_sum(header: bytes, archive: str, at: int) -> None:
     said = header[148:156].partition(b"\0")[0].strip(b" ")
     if said.strip(b"01234567") or not said or int(said, 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise _wrong(archive, at, "this is no header of a tar archive")
-
-
-def printable(name: str) -> str:
-    """Return a stranger's name as it may be printed: on one line, and in characters that UTF-8 has."""
-    return "".join(char if char.isprintable() else "?" for char in name)
 
 
 def shown(name: str) -> str:

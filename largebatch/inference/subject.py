@@ -19,8 +19,9 @@ from largebatch.config.run import Config
 from largebatch.models import build_model
 from largebatch.offloading import fold_batchnorm
 from largebatch.quantization.artifact import sha256
+from largebatch.records.check import Corrupt
 from largebatch.records.read import read_config
-from largebatch.records.runs import Corrupt, Run, find, load
+from largebatch.records.runs import Run, find, load
 from largebatch.runtime.placement import Placement
 from largebatch.runtime.world import hardware
 from largebatch.training import checkpoint

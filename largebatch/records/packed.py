@@ -75,7 +75,7 @@ def _unpack(file: Path, changed: int, size: int) -> dict[str, Packed]:
     for number, line in enumerate(lines, start=1):
         try:
             _take(line, found)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(f"line {number} of {file} cannot be used ({error!r}): restore the file.") from None
     return found
 
@@ -87,6 +87,8 @@ def _take(line: str, found: dict[str, Packed]) -> None:
         if values["run"] in found:
             raise ValueError(f"{values['run']} is there twice")
         kept = {key: values[key] for key in ("config", "provenance", "summary", "starts")}
+        if not isinstance(values["run"], str) or not isinstance(kept["starts"], list):
+            raise TypeError("its name or its starts")
         found[values["run"]] = Packed(values["run"], **kept, epochs=[], probes=[])
         return
     if not found:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from largebatch.base.errors import UserError
 from largebatch.base.files import at_home
 from largebatch.base.numbers import final_error
-from largebatch.config.build import digest
+from largebatch.base.outcome import printable
+from largebatch.records.check import Corrupt, check_epoch, check_origin, check_summary, shortly
 from largebatch.records.packed import NAME, packed, unpack
 from largebatch.records.provenance import SCHEMA
 from largebatch.records.read import REPLACED, holds_run
@@ -29,22 +30,6 @@ Columns = Mapping[str, NDArray[np.float64]]
 
 EPOCH = b'{"kind": "epoch"'  # how a line of an epoch begins: largebatch.record writes its kind first
 HINTS = 200  # directories that are searched, in each that lies beside what was not found: it may be the whole disk
-NEEDED = (  # keys of an experiment that reports read
-    *("k", "n", "epochs", "lr.base", "lr.base_minibatch", "lr.scaling", "model.name", "dataset.name"),
-    *("warmup.name", "warmup.epochs", "schedule.name", "optimizer.name", "precision", "pitfall"),
-)
-
-
-class Corrupt(Exception):
-    """A record that cannot be read: named, left out, and exit status 1 at the end."""
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values under dotted keys, as they are written on the command line."""
-    settings: dict[str, Any] = {}
-    for key, value in values.items():
-        settings |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,6 +52,11 @@ class Run:
     epochs: Columns = field(repr=False)
     starts: int
     cut_short: bool
+
+    @property
+    def name(self) -> str:
+        """Its directory, as it may be shown: a stranger's name may hold control characters."""
+        return printable(str(self.directory))
 
     @property
     def experiment(self) -> Mapping[str, Any]:
@@ -174,7 +164,7 @@ def _what_there_is(pattern: str) -> str:
     while not place.is_dir():
         place = place.parent
     paths = sorted(path for path in place.iterdir() if path.is_dir() or path.name == NAME)
-    counts = {path.name: len(_runs_below(path, HINTS)) for path in paths}
+    counts = {printable(path.name): len(_runs_below(path, HINTS)) for path in paths}
     shown = [f"{name} ({count} run{'s' * (count > 1)})" for name, count in counts.items() if count]
     where = "this directory" if place == Path() else str(place)
     if not shown:
@@ -189,18 +179,27 @@ def load(directory: Path) -> Run:
     Raises:
         Corrupt: a file is missing, is not what this program writes, or contradicts another.
     """
+    try:
+        return _load(directory)
+    except RecursionError:
+        raise Corrupt("its JSON is nested too deeply") from None
+
+
+def _load(directory: Path) -> Run:
     kept = packed(directory)
     none = {"status": "running"}
     if kept:
+        if not isinstance(kept.provenance, dict) or not isinstance(kept.summary or none, dict):
+            raise Corrupt("its first line is not what this program writes")
         provenance, summary = dict(kept.provenance), dict(kept.summary or none)
     else:
         provenance = _object(directory / "provenance.json")
         summary = _object(directory / "summary.json") if (directory / "summary.json").exists() else none
     for name, values in (("provenance.json", provenance), ("summary.json", summary)):
         if values.get("schema", SCHEMA) != SCHEMA:
-            raise Corrupt(f"{name} is of schema {values['schema']}, this program reads {SCHEMA}")
-    _check_origin(provenance)
-    _check_numbers(summary)
+            raise Corrupt(f"{name} is of schema {shortly(values['schema'])}, this program reads {SCHEMA}")
+    check_origin(provenance)
+    check_summary(summary)
     try:
         if kept:
             lines = [_epoch(line.encode(), number) for number, line in enumerate(kept.epochs, start=1)]
@@ -223,31 +222,6 @@ def _object(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise Corrupt(f"{path.name} is not a JSON object")
     return values
-
-
-def _check_origin(provenance: Mapping[str, Any]) -> None:
-    """Refuse a provenance that lacks what reports read, or whose experiment is not the one that was recorded."""
-    missing = [key for key in ("experiment", "experiment_hash", "run_hash", "seed") if key not in provenance]
-    if not missing:
-        settings = flat({"experiment": provenance["experiment"]})
-        missing = [f"experiment.{key}" for key in NEEDED if f"experiment.{key}" not in settings]
-    if missing:
-        raise Corrupt(f"provenance.json has no {missing[0]}")
-    experiment = provenance["experiment"]
-    hashes = digest(experiment), digest({**experiment, "seed": provenance["seed"]})
-    if hashes != (provenance["experiment_hash"], provenance["run_hash"]):
-        raise Corrupt("provenance.json was edited: its experiment and seed do not have its hashes")
-    if not isinstance(provenance.get("devices", []), list):
-        raise Corrupt("provenance.json has no list of devices")
-
-
-def _check_numbers(summary: Mapping[str, Any]) -> None:
-    """Refuse a summary without a status, or with something else where reports read a number."""
-    if "status" not in summary:
-        raise Corrupt("summary.json has no status")
-    for name in ("final_error", "seconds"):
-        if not isinstance(summary.get(name), int | float | None):
-            raise Corrupt(f"summary.json says {name} {summary[name]}, not a number")
 
 
 def _checked(run: Run) -> Run:
@@ -309,11 +283,7 @@ def _epoch(line: bytes, number: int) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(line)
     except ValueError:
         raise Corrupt(f"the line of epoch {number} in metrics.jsonl is not JSON") from None
-    if values.get("epoch") != number:
-        raise Corrupt(f"metrics.jsonl has epoch {values.get('epoch')} where {number} should be")
-    missing = {"train_error", "val_error", "images_per_second"} - values.keys()
-    if missing:
-        raise Corrupt(f"the line of epoch {number} in metrics.jsonl has no {min(missing)}")
+    check_epoch(values, number)
     return values
 
 
@@ -322,10 +292,4 @@ def _columns(lines: Sequence[Mapping[str, Any]]) -> Columns:
     for line in lines:
         names |= dict.fromkeys(line)
     names.pop("kind", None)
-    columns = {}
-    for name in names:
-        try:
-            columns[name] = np.array([line.get(name) for line in lines], dtype=np.float64)
-        except (TypeError, ValueError):
-            raise Corrupt(f"metrics.jsonl has a value of {name} that is not a number") from None
-    return columns
+    return {name: np.array([line.get(name) for line in lines], dtype=np.float64) for name in names}

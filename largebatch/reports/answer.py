@@ -24,9 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from largebatch.base.errors import UserError
+from largebatch.base.outcome import printable
 from largebatch.config.schedule import reference_rate
+from largebatch.records.check import Corrupt, flat
 from largebatch.records.read import read_probes
-from largebatch.records.runs import Corrupt, Run, flat, load
+from largebatch.records.runs import Run, load
 from largebatch.reports.rows import make_rows
 from largebatch.reports.selection import Group, Selection, grouped
 from largebatch.reports.statistics import BETTER, DIVERGED, EQUIVALENT, UNDECIDED, WORSE
@@ -48,6 +50,11 @@ class Probed:
     directory: Path
     settings: Mapping[str, Any]
     lines: Sequence[Line]
+
+    @property
+    def name(self) -> str:
+        """Its directory, as it may be shown."""
+        return printable(str(self.directory))
 
     @property
     def full_rate(self) -> float:
@@ -147,7 +154,7 @@ def answer(probed: Probed) -> Answer:
     main = probed.main_phase()
     if not main:
         raise UserError(
-            f"{probed.directory} has no probe at its full rate after {EARLY:.1%} of its epochs and before the first "
+            f"{probed.name} has no probe at its full rate after {EARLY:.1%} of its epochs and before the first "
             "decay: probe more often (probe.every), or take a run of more epochs."
         )
     each = [largest_by_drift(line) for line in main]
@@ -284,6 +291,6 @@ def fits(probed: Probed, selection: Selection) -> None:
     other = sorted(key for key in keys if own.get(key) != baseline.get(key))
     if other:
         raise UserError(
-            f"runs= are of another task than {probed.directory}: they differ in {', '.join(other)}. Give the sweep of "
+            f"runs= are of another task than {probed.name}: they differ in {', '.join(other)}. Give the sweep of "
             "the same one."
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import jinja2
 
+from largebatch.base.outcome import printable
 from largebatch.records.runs import Run
 from largebatch.reports.charts import charts
 from largebatch.reports.figures import series, style
@@ -42,12 +43,13 @@ class Toggle:
     baseline: bool
 
 
-def page(selection: Selection, margin: float) -> str:
+def page(selection: Selection, margin: float, every_note: bool = False) -> str:
     """Return the page.
 
     Args:
         selection: The runs.
         margin: What counts as equivalent, in points.
+        every_note: Show every note; otherwise many of a kind are one.
     """
     rows = make_rows(selection, margin)
     environment = jinja2.Environment(
@@ -67,8 +69,11 @@ def page(selection: Selection, margin: float) -> str:
         readings={chart.name: chart.readings() for chart in figures},
         table=our_cells(selection, rows, margin),
         differences=_differences(selection),
-        warnings=[f"{path} was left out, its record is corrupt: {reason}." for path, reason in selection.corrupt],
-        remarks=remarks(selection),
+        warnings=[
+            f"{printable(str(path))} was left out, its record is corrupt: {reason}."
+            for path, reason in selection.corrupt
+        ],
+        remarks=remarks(selection, every_note),
         runs=[_origin(run) for run in selection.runs],
         definitions=DEFINITIONS,
         colours=style.COLOURS,
@@ -159,13 +164,13 @@ def _origin(run: Run) -> dict[str, str]:
     versions = origin.get("versions") or {}
     devices = origin.get("devices") or ["unknown"]
     return {
-        "directory": str(run.directory),
+        "directory": run.name,
         "seed": str(run.seed),
         "status": run.status + (f", resumed {run.starts - 1} times" if run.resumed else ""),
         "error": "–" if run.final_error is None else f"{run.final_error:.2f}",
-        "devices": f"{len(devices)} × {devices[0]}",
-        "code": commit,
-        "versions": f"Python {versions.get('python', '?')}, PyTorch {versions.get('torch', '?')}",
-        "started": str(origin.get("started", "unknown")),
-        "command": str(origin.get("command", "unknown")),
+        "devices": f"{len(devices)} × {printable(devices[0])}",
+        "code": printable(commit),
+        "versions": printable(f"Python {versions.get('python', '?')}, PyTorch {versions.get('torch', '?')}"),
+        "started": printable(str(origin.get("started", "unknown"))),
+        "command": printable(str(origin.get("command", "unknown"))),
     }

@@ -17,7 +17,7 @@ def facts(
 ) -> dict[str, Any]:
     """Return all of it as plain values, for programs."""
     return {
-        "run": str(probed.directory),
+        "run": probed.name,
         "probes": [dict(line) for line in probed.lines],
         "seconds": sum(line["seconds"] for line in probed.lines),
         "share_of_run": share,
@@ -42,7 +42,7 @@ def as_text(probed: Probed, answer: Answer | None, trained: Sequence[Trained], s
     cost = sum(line["seconds"] for line in probed.lines)
     took = "" if share is None else f", {share:.0%} of the run's time"
     lines = [
-        f"{probed.directory}: k = {settings['k']}, n = {settings['n']}, η = {probed.full_rate:g} for each n",
+        f"{probed.name}: k = {settings['k']}, n = {settings['n']}, η = {probed.full_rate:g} for each n",
         f"{len(probed.lines)} probes of {probed.steps} small steps, {cost:.1f} s{took}",
         "",
         *_table(probed),

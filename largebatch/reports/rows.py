@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from largebatch.base.outcome import printable
 from largebatch.records.runs import Run
-from largebatch.reports.selection import Group, Selection
+from largebatch.reports.selection import Group, Note, Selection, folded
 from largebatch.reports.statistics import Comparison, Spread, compare, in_band_from
 
 BASELINE = "baseline"
@@ -118,19 +119,23 @@ def further_settings(selection: Selection) -> tuple[str, ...]:
     return tuple(extra)
 
 
-def remarks(selection: Selection) -> list[str]:
-    """Return sentences on what the rows cannot show."""
-    said = list(selection.notes)
+def remarks(selection: Selection, every: bool = False) -> list[str]:
+    """Return sentences on what the rows cannot show; many of a kind as one, or ``every`` one."""
+    notes = list(selection.notes)
+    said = []
     baseline = selection.baseline
     if baseline and not baseline.finished:
         said.append(f"The baseline ({baseline.label}) has no finished run, so there is nothing to compare with.")
     for group in selection.groups:
         if len(group.finished) == 1:
-            said.append(f"{group.label}: a single seed, so it has no std and no verdict.")
+            text = f"{group.label}: a single seed, so it has no std and no verdict."
+            notes.append(Note("single", group.label, text))
         devices = sorted({device for run in group.finished for device in _devices(run)})
         if len(devices) > 1:
-            said.append(f"{group.label}: its times are of runs on several kinds of device ({', '.join(devices)}).")
-    return said
+            kinds = printable(", ".join(devices))
+            text = f"{group.label}: its times are of runs on several kinds of device ({kinds})."
+            notes.append(Note("devices", group.label, text))
+    return [*([note.text for note in notes] if every else folded(notes)), *said]
 
 
 def _devices(run: Run) -> set[str]:

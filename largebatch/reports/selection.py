@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from largebatch.base.errors import Fault, UserError, nearest
+from largebatch.base.outcome import printable
 from largebatch.config.keys import ADDED
 from largebatch.config.schedule import RATE_GROUPS, reference_rate, schedule_of
+from largebatch.records.check import Corrupt, flat
 from largebatch.records.read import holds_run
-from largebatch.records.runs import Corrupt, Run, find, flat, load
+from largebatch.records.runs import Run, find, load
 
 # Groups that differ in one of these are not compared, unless the user insists. Keys of starting weights, such as
 # model.zero_gamma, may differ: Table 2b is about one.
@@ -131,13 +133,13 @@ class Selection:
     Attributes:
         groups: The baseline first where there is one, then by kn, n, rate and the rest.
         baseline: What the others are compared with, or None.
-        notes: Sentences that a reader of any figure from these runs must know.
+        notes: What a reader of any figure from these runs must know.
         corrupt: Records that could not be read, with the reason.
     """
 
     groups: tuple[Group, ...]
     baseline: Group | None
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     corrupt: tuple[tuple[Path, str], ...]
 
     @property
@@ -176,7 +178,9 @@ def select(
         except Corrupt as error:
             corrupt.append((directory, str(error)))
     if not runs:
-        raise Fault("; ".join(f"{directory} cannot be read: {reason}" for directory, reason in corrupt) + ".")
+        raise Fault(
+            "; ".join(f"{printable(str(directory))} cannot be read: {reason}" for directory, reason in corrupt) + "."
+        )
     groups = grouped(runs)
     if not allow_mixed and baseline != "none":
         refuse_mixed(groups)
@@ -386,27 +390,76 @@ def refuse_mixed(groups: Sequence[Group]) -> None:
         )
 
 
-def _notes(groups: Sequence[Group]) -> list[str]:
+@dataclass(frozen=True)
+class Note:
+    """A sentence that a reader of any figure must know.
+
+    Attributes:
+        kind: What it is about, one of :data:`KINDS`: many of one kind are shown as one.
+        about: The run or group, as it may be shown.
+        text: The sentence.
+    """
+
+    kind: str
+    about: str
+    text: str
+
+
+# What many notes of a kind come to.
+KINDS = {
+    "unfinished": "runs are unfinished and count in no figure",
+    "diverged": "runs diverged and have no final error",
+    "cut": "runs have a last line of metrics.jsonl that is cut short, and was left out",
+    "resumed": "runs were resumed",
+    "same": "records are of the same run as another one, with the same numbers, and are counted once",
+    "other": "records are of the same run as another one, with other numbers, and are counted once",
+    "single": "groups have a single seed, so no std and no verdict",
+    "devices": "groups have times of runs on several kinds of device",
+}
+FEW = 3  # notes of a kind that are shown one by one
+
+
+def folded(notes: Sequence[Note]) -> list[str]:
+    """Return the sentences of notes; more than :data:`FEW` of a kind are one, with their count."""
+    kinds = dict.fromkeys(note.kind for note in notes)
+    sentences = []
+    for kind in kinds:
+        of_it = [note for note in notes if note.kind == kind]
+        if len(of_it) <= FEW:
+            sentences += [note.text for note in of_it]
+        else:
+            shown = ", ".join(note.about for note in of_it[:2])
+            sentences.append(f"{len(of_it)} {KINDS[kind]}: {shown} and {len(of_it) - 2} more (notes=all lists them).")
+    return sentences
+
+
+def _notes(groups: Sequence[Group]) -> list[Note]:
     notes = []
     for group in groups:
         for run in group.unfinished:
             progress = f"{run.epochs_done} of {group.settings['epochs']} epochs"
-            notes.append(f"{run.directory} is unfinished ({run.status}, {progress}): it counts in no figure.")
+            text = f"{run.name} is unfinished ({run.status}, {progress}): it counts in no figure."
+            notes.append(Note("unfinished", run.name, text))
         for run in group.diverged:
-            notes.append(f"{run.directory} diverged after {run.epochs_done} epochs: it has no final error.")
+            text = f"{run.name} diverged after {run.epochs_done} epochs: it has no final error."
+            notes.append(Note("diverged", run.name, text))
         for run in group.runs:
             if run.cut_short:
-                notes.append(f"{run.directory}: the last line of metrics.jsonl is cut short, and was left out.")
+                text = f"{run.name}: the last line of metrics.jsonl is cut short, and was left out."
+                notes.append(Note("cut", run.name, text))
             if run.resumed:
-                notes.append(f"{run.directory} was resumed {run.starts - 1} time{'s' * (run.starts > 2)}.")
-        for run in group.duplicates:
-            notes.append(_note_duplicate(run, next(kept for kept in group.runs if kept.seed == run.seed)))
+                text = f"{run.name} was resumed {run.starts - 1} time{'s' * (run.starts > 2)}."
+                notes.append(Note("resumed", run.name, text))
+        kept = {run.seed: run for run in group.runs}
+        notes += [_note_duplicate(run, kept[run.seed]) for run in group.duplicates]
     return notes
 
 
-def _note_duplicate(run: Run, kept: Run) -> str:
-    numbers = "with the same numbers" if _equal_runs(run, kept) else "with other numbers"
+def _note_duplicate(run: Run, kept: Run) -> Note:
+    same = _equal_runs(run, kept)
+    numbers = "with the same numbers" if same else "with other numbers"
     what = "a record of the same run"
     if run.experiment_hash != kept.experiment_hash:
         what = "the same experiment and seed (the same rate at every iteration, and equal in all else)"
-    return f"{run.directory} is {what} as {kept.directory}, {numbers}: it is counted once."
+    text = f"{run.name} is {what} as {kept.name}, {numbers}: it is counted once."
+    return Note("same" if same else "other", run.name, text)

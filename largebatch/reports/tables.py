@@ -33,7 +33,9 @@ class Cells:
     notes: tuple[str, ...]
 
 
-def table(selection: Selection | None, margin: float, shape: str, published: str | None) -> str:
+def table(
+    selection: Selection | None, margin: float, shape: str, published: str | None, every_note: bool = False
+) -> str:
     """Return the table of a selection.
 
     Args:
@@ -41,6 +43,7 @@ def table(selection: Selection | None, margin: float, shape: str, published: str
         margin: What counts as equivalent, in points.
         shape: One of :data:`FORMATS`. CSV has one table: the published one where there is one.
         published: One of :data:`largebatch.reports.paper.TABLES`, to be put beside ours; None for ours alone.
+        every_note: Show every note; otherwise many of a kind are one. JSON has every one.
     """
     rows = make_rows(selection, margin) if selection else []
     beside = paper.beside(paper.published(published), selection.groups if selection else ()) if published else []
@@ -49,14 +52,14 @@ def table(selection: Selection | None, margin: float, shape: str, published: str
     if shape == "csv":
         extra = further_settings(selection) if selection else ()
         return _as_csv([_published_values(one) for one in beside] or [row.to_mapping(extra) for row in rows])
-    tables = [our_cells(selection, rows, margin)] if selection else []
+    tables = [our_cells(selection, rows, margin, every_note)] if selection else []
     if published:
         tables.append(_published_cells(paper.published(published), beside, selection))
     return "\n\n".join(map({"text": as_text, "markdown": as_markdown, "latex": as_latex}[shape], tables))
 
 
-def our_cells(selection: Selection, rows: Sequence[Row], margin: float) -> Cells:
-    """Return the table of our runs in words."""
+def our_cells(selection: Selection, rows: Sequence[Row], margin: float, every_note: bool = False) -> Cells:
+    """Return the table of our runs in words; many notes of a kind are one unless ``every_note`` is set."""
     extra = further_settings(selection)
     heads = ["k", "n", "kn", "rate", "warmup", *(key.removesuffix(".name") for key in extra), "seeds", "error %"]
     heads += ["difference", "verdict", "in band"] if selection.baseline else []
@@ -67,7 +70,7 @@ def our_cells(selection: Selection, rows: Sequence[Row], margin: float) -> Cells
     notes = (
         "error: median of a run's last five epochs, mean ± std of the seeds; difference in points [95 % interval]; "
         "in band: epoch from which the training curve stays within the baseline's (`largebatch table --help`)",
-        *remarks(selection),
+        *remarks(selection, every_note),
     )
     return Cells(title, tuple(heads), tuple(_cells(row, extra, selection.baseline is not None) for row in rows), notes)
 
@@ -279,9 +282,11 @@ def _as_json(
                 }
                 for row in rows
             ],
-            "notes": remarks(selection),
+            "notes": remarks(selection, every=True),
             "corrupt": [{"directory": str(path), "reason": reason} for path, reason in selection.corrupt],
         }
     if published:
         values["published"] = {"table": published, "rows": [_published_values(one) for one in beside]}
-    return json.dumps(finite(values), indent=2, ensure_ascii=False)
+    text = json.dumps(finite(values), indent=2, ensure_ascii=False)
+    # What JSON may hold and a terminal should not get: a directory's name is a stranger's.
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)

@@ -7,9 +7,10 @@ import pytest
 from unpacked import unpacked
 
 from largebatch.base.errors import UserError
+from largebatch.records.check import Corrupt
 from largebatch.records.packed import NAME, unpack
 from largebatch.records.read import read_config, read_metrics, read_probes, read_starts
-from largebatch.records.runs import Corrupt, find, load
+from largebatch.records.runs import find, load
 from largebatch.reports.compact import compact
 
 ROOT = Path(__file__).parents[2]

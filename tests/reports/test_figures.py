@@ -10,7 +10,7 @@ from recorded_runs import changed
 from largebatch.base.errors import UserError
 from largebatch.config.pitfalls import PITFALLS
 from largebatch.config.schedule import schedule_of
-from largebatch.records.runs import flat
+from largebatch.records.check import flat
 from largebatch.reports.figures import curves, rates, run_time, scaling, style, throughput
 from largebatch.reports.figures.curves import CurveOptions
 from largebatch.reports.paper import RunTime, published, run_times

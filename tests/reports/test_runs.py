@@ -7,7 +7,8 @@ import pytest
 
 from largebatch.base.errors import UserError
 from largebatch.records import runs
-from largebatch.records.runs import Corrupt, find, load
+from largebatch.records.check import Corrupt
+from largebatch.records.runs import find, load
 
 
 def test_a_run_says_what_its_record_says(record):
@@ -95,7 +96,10 @@ def with_a_torn_epoch(directory):
         (lambda d: (d / "summary.json").write_text(""), "summary.json is not JSON"),
         (lambda d: (d / "metrics.jsonl").unlink(), "metrics.jsonl cannot be read: No such file or directory"),
         (edit("provenance.json", lambda v: v.pop("seed")), "provenance.json has no seed"),
-        (edit("provenance.json", lambda v: v["experiment"].pop("lr")), "provenance.json has no experiment.lr.base"),
+        (
+            edit("provenance.json", lambda v: v["experiment"].pop("lr")),
+            "provenance.json has no experiment.lr.base_minibatch",
+        ),
         (edit("provenance.json", lambda v: v.update(experiment=3)), "provenance.json has no experiment.k"),
         (
             edit("provenance.json", lambda v: v["experiment"].update(k="8")),

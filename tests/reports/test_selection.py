@@ -3,7 +3,12 @@ import json
 import pytest
 
 from largebatch.base.errors import Fault, UserError
-from largebatch.reports.selection import select
+from largebatch.reports.rows import remarks
+from largebatch.reports.selection import folded, select
+
+
+def sentences(selection):
+    return tuple(note.text for note in selection.notes)
 
 
 def chosen(tmp_path, baseline=None, **more):
@@ -43,7 +48,7 @@ def test_unfinished_diverged_and_resumed_runs_are_said_and_have_no_error(record,
         [1],
         [2],
     ]
-    assert chosen(tmp_path).notes == (
+    assert sentences(chosen(tmp_path)) == (
         f"{going} is unfinished (running, 2 of 6 epochs): it counts in no figure.",
         f"{lost} diverged after 3 epochs: it has no final error.",
         f"{going}: the last line of metrics.jsonl is cut short, and was left out.",
@@ -70,7 +75,7 @@ def test_two_records_of_one_run_count_once(record, tmp_path):
     (group,) = selection.groups
     assert group.errors == (10.0,)
     assert [run.directory for run in group.duplicates] == [equal, other, unfinished]
-    assert selection.notes == (
+    assert sentences(selection) == (
         f"{equal} is a record of the same run as {first}, with the same numbers: it is counted once.",
         f"{other} is a record of the same run as {first}, with other numbers: it is counted once.",
         f"{unfinished} is a record of the same run as {first}, with other numbers: it is counted once.",
@@ -90,7 +95,7 @@ def test_a_warmup_without_effect_makes_no_other_experiment(record, tmp_path):
         (512, "gradual", (20.0,)),
     ]
     counted, other = sorted([gradual, none])  # which of the two counts does not matter
-    assert selection.notes == (
+    assert sentences(selection) == (
         f"{other} is the same experiment and seed (the same rate at every iteration, and equal in all else) as "
         f"{counted}, with the same numbers: it is counted once.",
     )
@@ -260,3 +265,18 @@ def test_only_keeps_the_baseline_and_what_has_one_of_each_value(record):
     ):
         with pytest.raises(UserError, match=sentence):
             kept(only)
+
+
+def test_many_notes_of_a_kind_are_one_with_their_count(record, tmp_path):
+    first = record(10.0, seed=0, parent="runs/a")
+    again = [record(10.0, seed=0, parent=f"runs/b{number}") for number in range(5)]
+    lost = [record([50.0], seed=seed, status="diverged") for seed in (1, 2, 3)]
+    selection = chosen(tmp_path)
+    assert folded(selection.notes) == [
+        *(f"{one} diverged after 1 epochs: it has no final error." for one in lost),
+        f"5 records are of the same run as another one, with the same numbers, and are counted once: {again[0]}, "
+        f"{again[1]} and 3 more (notes=all lists them).",
+    ]
+    every = remarks(selection, every=True)
+    assert [f"{one} is a record of the same run as {first}, with the same numbers: it is counted once." in every
+            for one in again] == [True] * 5  # fmt: skip

@@ -10,7 +10,7 @@ def run(arguments: list[str]) -> int:
     from pathlib import Path
 
     from largebatch.cli.arguments import Vocabulary, Word
-    from largebatch.cli.selecting import BELONGING, SELECTING, selected, status_after_warnings
+    from largebatch.cli.selecting import BELONGING, NOTES, SELECTING, selected, status_after_warnings
     from largebatch.reports.statistics import DEFINITIONS
 
     given = Vocabulary(
@@ -22,6 +22,7 @@ def run(arguments: list[str]) -> int:
             *SELECTING,
             Word("out", "report.html", "The file to write, .html.", path=True),
             Word("margin", "0.5", "How far apart errors may be that count as equivalent, in points of error."),
+            NOTES,
         ),
         (("report runs=runs/digits-resnet8 out=digits.html", "every experiment below, against the baseline"),),
         (BELONGING, *DEFINITIONS),
@@ -35,7 +36,7 @@ def run(arguments: list[str]) -> int:
     check_output(path, (".html",))
     margin = given.number("margin", above=0)
     selection = selected(given)
-    write(path, page(selection, margin).encode())
+    write(path, page(selection, margin, given.text("notes") == "all").encode())
     print(path)
     return status_after_warnings(selection)
 

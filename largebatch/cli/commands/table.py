@@ -8,7 +8,7 @@ from largebatch.cli.command import PlainCommand
 def run(arguments: list[str]) -> int:
     """Print a table of runs, and return the exit status."""
     from largebatch.cli.arguments import Vocabulary, Word
-    from largebatch.cli.selecting import BELONGING, SELECTING, selected, status_after_warnings
+    from largebatch.cli.selecting import BELONGING, NOTES, SELECTING, selected, status_after_warnings
     from largebatch.reports.paper import TABLES
     from largebatch.reports.statistics import DEFINITIONS
     from largebatch.reports.tables import FORMATS, table
@@ -20,6 +20,7 @@ def run(arguments: list[str]) -> int:
         (
             *SELECTING,
             Word("margin", "0.5", "How far apart errors may be that count as equivalent, in points of error."),
+            NOTES,
             Word("format", "text", "How the table is written.", FORMATS),
             Word(
                 "paper",
@@ -42,7 +43,7 @@ def run(arguments: list[str]) -> int:
     margin = given.number("margin", above=0)
     published, shape = given.text("paper"), given.text("format") or "text"
     selection = None if published and "runs" not in given.values else selected(given)
-    print(table(selection, margin, shape, published))
+    print(table(selection, margin, shape, published, given.text("notes") == "all"))
     return status_after_warnings(selection) if selection else 0
 
 

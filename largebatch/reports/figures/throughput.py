@@ -13,7 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from largebatch.base.errors import UserError
-from largebatch.records.runs import Run, flat
+from largebatch.base.outcome import printable
+from largebatch.records.check import flat
+from largebatch.records.runs import Run
 from largebatch.reports.figures import style
 from largebatch.reports.selection import Selection
 
@@ -155,4 +157,4 @@ def _place(run: Run, x: str) -> str:
 
 def _devices(run: Run) -> Sequence[str]:
     """Return the device of every process."""
-    return run.provenance.get("devices") or ["an unknown device"]
+    return list(map(printable, run.provenance.get("devices") or ["an unknown device"]))
