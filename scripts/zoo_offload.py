@@ -71,7 +71,8 @@ def offload(model: nn.Module, size: int) -> dict[str, Any]:
     for name, how in WAYS.items():
         how = dict(how)
         if name == "submodule, budget":
-            how["budget"] = int(SHARE * facts["weight_bytes"])
+            # Where one layer is most of the weights, the least is more.
+            how["budget"] = max(int(SHARE * facts["weight_bytes"]), facts.get("peak_bytes", 0))
         ways[name] = _try(model, batches, expected, how, facts)
         state = model.state_dict()
         if any(not torch.equal(state[key], before[key]) for key in before):

@@ -22,7 +22,7 @@ from largebatch.config.launchers import LAUNCHERS
 from largebatch.config.run import Config
 from largebatch.inference.config import EvalConfig
 from largebatch.quantization.config import QuantizeConfig
-from largebatch.records.runs import flat
+from largebatch.records.check import flat
 
 WIDTH = 120  # columns
 MANY = 20  # options of a group, above which a sentence does not name every one
