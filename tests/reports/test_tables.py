@@ -138,7 +138,11 @@ def test_settings_that_differ_have_a_column(record, tmp_path):
 
 
 def test_rows_that_would_look_alike_are_told_apart(record, tmp_path):
-    record(10.0), record(11.0, settings={"lr.base": 0.2, "lr.base_minibatch": 512})  # one rate at kn = 256
+    warmup = {"warmup.name": "gradual"}  # to 0.2 at kn = 512, from 0.1 or from 0.05
+    (
+        record(10.0, k=16, settings=warmup),
+        record(11.0, k=16, settings={**warmup, "lr.base": 0.05, "lr.base_minibatch": 128}),
+    )
     assert further_settings(select([str(tmp_path / "runs")], "none")) == ("lr.base",)
 
 
