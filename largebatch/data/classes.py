@@ -17,13 +17,14 @@ from largebatch.data.tar import shown
 _SYNSET = re.compile(r"n\d{8}(?=_)")  # at the start of a training image's name
 
 
-def class_names(config: DatasetConfig, where: str, listing: Listing) -> tuple[list[str], str]:
-    """Return the classes by label, and a clause for people about what vouches for them.
+def class_names(config: DatasetConfig, where: str, listing: Listing) -> list[str]:
+    """Return the classes by label.
 
     Shards and parquet files number classes: ImageNet's by sorted synsets.
 
     Raises:
-        UserError: there are more labels than names, or (``imagenet``) the names or files are of another order.
+        UserError: there are more labels than names, or (``imagenet``) the names or files are of another order, or
+            nothing names them.
     """
     highest = max((int(table.labels.max()) for table in (listing.train, listing.val) if len(table)), default=-1)
     if listing.classes and highest >= len(listing.classes):
@@ -32,7 +33,7 @@ def class_names(config: DatasetConfig, where: str, listing: Listing) -> tuple[li
             "labels are counted from 0."
         )
     if config.name != "imagenet":
-        return listing.classes or [str(label) for label in range(highest + 1)], ""
+        return listing.classes or [str(label) for label in range(highest + 1)]
     synsets = sorted(_official_names())
     if highest >= len(synsets):
         raise UserError(
@@ -40,9 +41,12 @@ def class_names(config: DatasetConfig, where: str, listing: Listing) -> tuple[li
         )
     if listing.classes:
         _check_names(where, listing.classes, synsets)
-    named = _check_file_names(where, listing, synsets)
-    note = "; labels are taken as they are: neither classes nor files are named after synsets"
-    return synsets, "" if listing.classes or named else note
+    if not _check_file_names(where, listing, synsets) and not listing.classes:
+        raise UserError(
+            f"dataset=imagenet: {where} name neither classes nor images after ImageNet's synsets, so that nothing "
+            "shows whether labels are numbered in that order. dataset=imagefolder takes them as they are."
+        )
+    return synsets
 
 
 @functools.cache

@@ -66,8 +66,8 @@ def open_splits(config: DatasetConfig, anew: bool = False, tolerant: bool = Fals
             val: Split = _validation_folder(layout, train.classes, survey)
             line = problem = ""
         else:
-            train, val, index, note = _contained(config, layout, anew)
-            line, problem = _about(index) + note, index.problem
+            train, val, index = _contained(config, layout, anew)
+            line, problem = _about(index), index.problem
             survey.left_out.update(index.listing.left_out)
     except OSError as error:
         raise UserError(f"dataset={config.name}: {error.filename} cannot be read: {error.strerror}.") from None
@@ -93,7 +93,7 @@ def _about_beside(layout: Layout) -> str:
     return f"; {' and '.join(layout.beside)} beside them are not read ({' or '.join(keys)} does)" if keys else ""
 
 
-def _contained(config: DatasetConfig, layout: Layout, anew: bool) -> tuple[Split, Split, Indexed, str]:
+def _contained(config: DatasetConfig, layout: Layout, anew: bool) -> tuple[Split, Split, Indexed]:
     sources = official_sources(layout.root) if layout.name == OFFICIAL else [*chain(*layout.files.values())]
     scan: dict[str, Callable[[], Listing]] = {
         OFFICIAL: lambda: list_official(layout.root),
@@ -102,10 +102,10 @@ def _contained(config: DatasetConfig, layout: Layout, anew: bool) -> tuple[Split
     }
     index = indexed(layout.root, layout.name, sources, scan[layout.name], anew)
     listing = index.listing
-    classes, note = (listing.classes, "") if layout.name == OFFICIAL else class_names(config, str(layout), listing)
+    classes = listing.classes if layout.name == OFFICIAL else class_names(config, str(layout), listing)
     kind: type[Archived] | type[Tabled] = Tabled if layout.name == PARQUET else Archived
     train, val = (_split(kind, table, classes, listing) for table in (listing.train, listing.val))
-    return train, val, index, note
+    return train, val, index
 
 
 def _split(kind: type[Archived] | type[Tabled], table: Table, classes: list[str], listing: Listing) -> Contained:

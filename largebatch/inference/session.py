@@ -37,6 +37,7 @@ class Session:
         cuts: The batches of the validation set.
         placement: Device, precision and memory format.
         world: This process, alone.
+        skipped: Images that dataset.on_error=skip has left out so far, each with the reason, as often as it was read.
     """
 
     asked: EvalConfig
@@ -46,6 +47,7 @@ class Session:
     cuts: Sequence[range]
     placement: Placement
     world: World
+    skipped: list[str]
 
     def where(self) -> dict[str, Any]:
         """Return what decides how long computing takes: device, precision, images and how many go in a pass."""
@@ -87,7 +89,9 @@ def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[s
         models = {subject.name: _in_integers(subject, asked, placement) for subject in subjects}
     else:
         models = {subject.name: network(subject, placement, source.classes, asked.fold_bn) for subject in subjects}
-    return Session(asked, subjects, models, source, cuts, placement, world)
+    skipped: list[str] = []
+    source.on_skip = skipped.append
+    return Session(asked, subjects, models, source, cuts, placement, world, skipped)
 
 
 def _in_integers(subject: Subject, asked: EvalConfig, placement: Placement) -> nn.Module:

@@ -52,6 +52,8 @@ def evaluate(session: Session) -> dict[str, Any]:
     ``compared``
         With ``compare``: ``seconds`` and ``seconds_none`` of the turns, ``ratio`` of their medians,
         ``peak_device_bytes_none``, ``equal`` (whether every figure was the same, to the last bit).
+    ``skipped``
+        Images that dataset.on_error=skip has left out, each with the reason.
     ``schema``, ``kind``, ``evaluated``, ``versions``, ``git``
         Where it comes from.
     ``notes``
@@ -77,6 +79,7 @@ def evaluate(session: Session) -> dict[str, Any]:
         "peak_device_bytes": measured.peak_device_bytes,
         "host_peak_bytes": _host_peak(),
         "compared": compared,
+        "skipped": sorted({*session.skipped}),
         "versions": versions(),
         "git": git_state(Path(__file__).parent),
         "notes": [note for subject in session.subjects for note in subject.notes(session.placement.precision)]

@@ -198,7 +198,7 @@ def test_a_network_from_a_file(tmp_path, facts):
 
 def test_images_that_cannot_be_read_are_wrong(tmp_path, facts, call):
     root = make_tree(tmp_path / "photographs")
-    spoil(root / "val" / "astronaut" / "00000000.JPEG")
+    spoiled = spoil(root / "val" / "astronaut" / "00000000.JPEG")
     model = torchvision.models.mobilenet_v3_small(num_classes=4)
     save_file(model.state_dict(), tmp_path / "w.safetensors")
     words = ["model=torchvision", "model.name=mobilenet_v3_small", "dataset=imagefolder", f"dataset.root={root}"]
@@ -207,6 +207,7 @@ def test_images_that_cannot_be_read_are_wrong(tmp_path, facts, call):
     found = facts(*words)
     assert (found["images"], found["members"][0]["unreadable"]) == (12, 1)
     assert found["members"][0]["error"] >= 100 / 12
+    assert [line.partition(": ")[0] for line in found["skipped"]] == [f"corrupt image {spoiled}"]
     assert "1 images, counted as wrong" in call(*words)[1]
 
 
