@@ -22,7 +22,9 @@ def test_nothing_is_unpickled_or_evaluated(path):
         elif isinstance(node, ast.ImportFrom):
             assert (node.module or "").partition(".")[0] not in MODULES, path
         elif isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in CALLS, f"{path}: {ast.unparse(node)}"
+            called = ast.unparse(node)
+            plain = called.startswith("np.load(") and called.endswith(", allow_pickle=False)")
+            assert plain or ast.unparse(node.func) not in CALLS, f"{path}: {called}"
 
 
 def test_variables_that_are_recorded_are_named_one_by_one():

@@ -43,13 +43,18 @@ class Composed:
     values: Values | None = None
     directory: Path = Path()
     arms: list[Arm] = field(default_factory=list)
+    mistake: Exception | None = None  # raised by compose(): Hydra would print words of its own first
 
     def __call__(self, composed: DictConfig) -> None:
         """Keep the values of one call, as plain ones."""
         from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
 
-        self.values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
-        self.values.pop("experiment", None)
+        try:
+            self.values = typing.cast(Values, OmegaConf.to_container(composed, resolve=True))
+            self.values.pop("experiment", None)
+        except OmegaConfBaseException as error:
+            self.mistake = error
 
     def sweep(self, directory: Path, arms: Sequence[Arm]) -> None:
         """Keep the arms; ``directory`` is the sweep's."""
@@ -81,6 +86,8 @@ def compose(name: str, arguments: list[str]) -> Composed:
     sys.argv = ["largebatch", *for_hydra(name, arguments, kinds())]
     try:
         hydra.main(version_base="1.3", config_path=str(configuration_directory()), config_name=name)(composed)()
+        if composed.mistake:
+            raise composed.mistake
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_a_sentence(error)) from None
     except BrokenPipeError:

@@ -121,7 +121,9 @@ def _present(config: DatasetConfig, place: Path) -> bool:
 
 
 def _digits(config: DatasetConfig) -> tuple[ImageSet, ImageSet]:
-    with np.load(Path(__file__).with_name("digits.npz")) as file:  # digits.md names its source and licence
+    with np.load(
+        Path(__file__).with_name("digits.npz"), allow_pickle=False
+    ) as file:  # digits.md names its source and licence
         levels, labels, splits = file["images"], torch.from_numpy(file["labels"]).long(), [file["train"], file["val"]]
     images = torch.from_numpy(np.rint(levels * (255 / 16)).astype(np.uint8))[:, None]
     train, val = (ImageSet(images[rows], labels[rows]) for rows in (torch.from_numpy(split).long() for split in splits))

@@ -35,9 +35,8 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (batch, outputs, H / stride, W / stride) for (batch, inputs, H, W)."""
-        shortcut = x if self.downsample is None else self.downsample(x)
         out: Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        out += shortcut
+        out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)  # type: ignore[no-any-return]
 
 

@@ -41,7 +41,8 @@ def test_a_signal_that_was_ignored_stays_ignored(number):
         signal.signal(number, before)
 
 
-def test_a_hangup_asks_for_the_end_and_a_sigterm_beside_it_is_the_first():
+def test_a_hangup_asks_for_the_end_and_a_sigterm_beside_it_is_the_first(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: signal.SIG_DFL)  # also where these tests run under nohup
     with Signals() as signals:
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM):
             signal.raise_signal(number)

@@ -8,7 +8,7 @@ from largebatch.bench import profile as measured
 from largebatch.config.build import build
 from largebatch.cost_model.allreduce import exchange
 from largebatch.cost_model.profile import Profile
-from largebatch.data.source import Batch
+from largebatch.data.source import PREFETCH, Batch
 
 CPU = torch.device("cpu")
 TINY = ("dataset.height=8", "dataset.width=8", "model=resnet8", "n=4", "threads=1", "device=cpu")
@@ -111,7 +111,7 @@ def test_loading_is_timed_when_it_is_on_its_way(compose, tmp_path, monkeypatch):
 
         def train(self, passes):
             for number, (_, indices) in enumerate(passes):
-                clock[0] += 10.0 if number < config.loader.prefetch else 0.5
+                clock[0] += 10.0 if number < PREFETCH else 0.5
                 yield Batch(indices, indices)
 
     monkeypatch.setattr(measured, "open_data", lambda *_: Slow())

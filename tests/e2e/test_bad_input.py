@@ -133,7 +133,7 @@ def test_the_installed_command_says_the_same(largebatch, tmp_path, arguments):
     ],
 )
 def test_hardware_that_is_not_there(mistake, monkeypatch, override, sentence):
-    monkeypatch.setattr("largebatch.runtime.world.hardware", lambda: CPU)
+    monkeypatch.setattr("largebatch.runtime.world.hardware", lambda _: CPU)
     assert mistake("train", override) == sentence
 
 

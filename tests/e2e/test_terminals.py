@@ -58,7 +58,11 @@ def test_a_hangup_is_ignored_under_nohup_and_ends_with_a_checkpoint_elsewhere(st
     run.process.send_signal(signal.SIGTERM)
     assert run.end()[0] == 75
 
-    run = start(*ENDLESS, f"processes={processes}", "resume=true")
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup themselves
+    try:
+        run = start(*ENDLESS, f"processes={processes}", "resume=true")
+    finally:
+        signal.signal(signal.SIGHUP, before)
     run.until_it_trains(beyond=run.lines)
     run.process.send_signal(signal.SIGHUP)
     status, printed = run.end()

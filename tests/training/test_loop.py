@@ -272,7 +272,8 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(compose, runs, tmp_path)
 @pytest.mark.parametrize("more", [["epochs=1", "schedule.milestones=[]"], ["iterations=5"], ["iterations=3"]])
 def test_a_step_that_destroys_the_weights_is_divergence_also_as_the_last_one(tmp_path, more):
     """One step at an infinite rate: every loss before it was finite, and no loss comes after it."""
-    overrides = [f"run_dir={tmp_path}", "lr.base=1e-9", "warmup=none", *more]
+    given = {word.partition("=")[0]: word for word in (*RUN, "lr.base=1e-9", "precision=fp32", *more)}
+    words = ["train", *given.values(), f"run_dir={tmp_path}", "warmup=none"]
     steps = 3 if "iterations=3" in more else 5
     with pytest.MonkeyPatch.context() as patch:
         usual = train.set_rate
@@ -283,7 +284,7 @@ def test_a_step_that_destroys_the_weights_is_divergence_also_as_the_last_one(tmp
 
         explode.step = 0
         patch.setattr(train, "set_rate", explode)
-        assert command(*overrides) == 3
+        assert cli.run(words) == 3
     summary = read_summary(tmp_path)
     assert (summary["status"], summary["iterations"], summary["nonfinite"]) == ("diverged", steps, 0)
     assert not list(tmp_path.glob("checkpoints/best*"))

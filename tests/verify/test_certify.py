@@ -31,6 +31,10 @@ SYNTHETIC = [
 ]
 
 
+def with_k(k: int) -> list[str]:
+    return [f"k={k}", *SMALL[1:], "certify.iterations=3"]
+
+
 @pytest.fixture
 def certificate_of(tmp_path, monkeypatch, capsys):
     """Return a function from words to (exit status, certificate as JSON)."""
@@ -91,8 +95,8 @@ def test_exact_float32_differs_by_nothing(certificate_of):
     ],
 )
 def test_every_pitfall_fails_and_is_named(certificate_of, pitfall, named):
-    k = ["k=7", "certify.iterations=3"] if pitfall == "padded_eval" else []  # 4 divides 360
-    status, facts = certificate_of(*SMALL, *k, f"pitfall={pitfall}")
+    k = with_k(7) if pitfall == "padded_eval" else SMALL  # 4 divides 360
+    status, facts = certificate_of(*k, f"pitfall={pitfall}")
     assert status == 1
     assert not facts["holds"]
     assert named in facts["first_difference"]
@@ -119,13 +123,13 @@ def test_float32_starts_every_iteration_from_the_definition(certificate_of):
     ],
 )
 def test_networks_of_others(certificate_of, words, note):
-    status, facts = certificate_of(*SMALL, *SYNTHETIC, *words, "k=2", "certify.iterations=3")
+    status, facts = certificate_of(*with_k(2), *SYNTHETIC, *words)
     assert (status, facts["holds"]) == (0, True)
     assert note is None or any(note in said for said in facts["notes"])
 
 
 def test_one_worker_is_held_against_the_definition(certificate_of):
-    status, facts = certificate_of(*SMALL, "k=1", "certify.iterations=3")
+    status, facts = certificate_of(*with_k(1))
     assert (status, len(facts["findings"])) == (0, 1)
 
 
