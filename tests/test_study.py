@@ -123,7 +123,7 @@ def test_the_readme_says_what_the_records_say(row_of):
 
 @pytest.mark.acceptance
 def test_the_quick_study_finds_what_the_whole_one_found(tmp_path):
-    for name in ("Makefile", "conf"):
+    for name in ("Makefile", "conf", "pyproject.toml", "uv.lock"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, tmp_path / name)
     words = ["make", "--silent", "--dry-run", "study", "quick=true", f"BIN={Path(sys.executable).parent}"]

@@ -25,4 +25,4 @@ def test_help_teaches_when_to_use_what(largebatch):
     done = largebatch("eval", "--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "== When to use which offload ==" in done.stdout
-    assert "batches_per_load: 1" in done.stdout
+    assert "batches_per_load=1 " in done.stdout
