@@ -31,7 +31,7 @@ test: .venv/synced ## run the tests of every module
 	$(BIN)/pytest -n 2 --dist worksteal -m '$(FAST)'
 
 test-all: .venv/synced ## run the others: processes that are killed, SLURM, a browser, acceptance
-	$(BIN)/pytest -n 2 --dist worksteal -m 'not ($(FAST))'
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not ($(FAST))'  # a cluster of SLURM's is one file's
 
 coverage: .venv/synced ## measure how much of the package make test runs, in subprocesses too; all=true: with make test-all
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered \
