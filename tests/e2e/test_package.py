@@ -62,7 +62,7 @@ def test_the_decoder_in_c_is_compiled_from_the_wheel(installed, tmp_path):
     program = "from largebatch.data import native; native.load(); print(native.HERE)"
     where = run(installed / "python", "-c", program, cwd=tmp_path, LARGEBATCH_CACHE=str(tmp_path))
     assert where.startswith(str(installed.parent))
-    assert len([*tmp_path.glob("jpeg-*.so")]) == 1
+    assert len([*tmp_path.rglob("jpeg-*.so")]) == 1
 
 
 def test_a_submission_finds_its_batch_script(installed, tmp_path):
