@@ -1,6 +1,6 @@
 # `make train` and `make test` set up all they need: make, python3 (3.11 or later) and a network are enough.
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-all coverage peers fuzz lint type format bench study results golden clean python
+.PHONY: peers-test study-test help setup train test test-all coverage peers fuzz lint type format bench study results golden clean python
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -31,15 +31,21 @@ test: .venv/synced ## run the tests of every module
 	$(BIN)/pytest -n 2 --dist worksteal -m '$(FAST)'
 
 test-all: .venv/synced ## run the others: processes that are killed, SLURM, a browser, acceptance
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not ($(FAST))'  # a cluster of SLURM's is one file's
+	$(BIN)/pytest -n 2 --dist loadfile -m 'not ($(FAST))' \
+		--deselect tests/test_study.py::test_the_quick_study_finds_what_the_whole_one_found
+
+study-test: .venv/synced ## run the quick study, and hold what it finds against the whole one: a quarter of an hour
+	$(BIN)/pytest -m acceptance tests/test_study.py
 
 coverage: .venv/synced ## measure how much of the package make test runs, in subprocesses too; all=true: with make test-all
 	$(BIN)/pytest -n 2 --dist worksteal --cov --cov-report=term:skip-covered \
 		$(if $(filter true,$(all)),-m '' --cov-fail-under=93,-m '$(FAST)' --cov-fail-under=85)
 
-peers: .venv/synced ## install other software, test with it, and print how fast ours is beside it
+peers-test: .venv/synced
 	$(UV) sync --frozen --group bench --python $(PYTHON)
 	$(BIN)/pytest tests/offloading/test_diffusers.py tests/test_peers.py
+
+peers: peers-test ## install other software, test with it, and print how fast ours is against it
 	$(BIN)/python scripts/peers/decoding.py
 	$(BIN)/python scripts/peers/offloading.py device=cpu threads=1 'bench.batches=[8]'
 	$(BIN)/python scripts/peers/integers.py threads=1 'bench.batches=[16]'
@@ -64,6 +70,8 @@ bench: .venv/synced ## measure the speed of a training step and of the loader he
 study: .venv/synced ## run the study of results/study, and go on where it stopped; quick=true: ten minutes of it
 ifeq ($(quick),true)
 	$(BIN)/largebatch train -m experiment=study_64,study_256,study_1k,study_1k_none seed=0,1,2 epochs=16 \
+		bn.recompute=false $(STUDY_WORDS) hydra.sweep.dir=runs/study-quick
+	$(BIN)/largebatch train -m experiment=study_1k,study_1k_none seed=3,4 epochs=16 \
 		bn.recompute=false $(STUDY_WORDS) hydra.sweep.dir=runs/study-quick
 	$(BIN)/largebatch table runs=runs/study-quick baseline=k=2 margin=3
 else
