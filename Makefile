@@ -1,6 +1,6 @@
 # `make train` and `make test` set up all they need: make, python3 (3.11 or later) and a network are enough.
 .DEFAULT_GOAL := help
-.PHONY: peers-test study-test help setup train test test-all coverage peers fuzz lint type format bench study results golden clean python
+.PHONY: peers-test study-test help setup train test test-all coverage docs peers fuzz lint type format bench study results golden clean python
 .DELETE_ON_ERROR:
 
 PYTHON ?= python3
@@ -8,6 +8,10 @@ PYTHON ?= python3
 UV := $(shell uv --version >/dev/null 2>&1 && echo uv || echo .uv/bin/uv)
 BIN := .venv/bin
 export UV_COMPILE_BYTECODE := 1
+# A proxy may have its own certificate authority, which only the system's store holds. An older uv knows only the second
+# name.
+export UV_SYSTEM_CERTS ?= true
+export UV_NATIVE_TLS ?= $(UV_SYSTEM_CERTS)
 export PATH := $(PATH):$(CURDIR)/.uv/bin
 
 COMMA := ,
@@ -52,6 +56,11 @@ peers: peers-test ## install other software, test with it, and print how fast ou
 
 fuzz: .venv/synced ## feed damaged files to the decoder, under sanitizers, and to the readers of archives, for a minute
 	PYTHONPATH=tests $(BIN)/python tests/data/fuzz.py 60
+
+docs: .venv/synced ## build the documentation in docs/_build/html; warnings and broken links are errors
+	$(UV) sync --frozen --group docs --python $(PYTHON)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -d docs/_build/doctrees docs docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 lint: .venv/synced ## check style
 	$(BIN)/ruff check .
@@ -111,7 +120,7 @@ golden: .venv/synced ## write the losses of the golden run anew; the commit must
 	$(BIN)/python scripts/golden.py
 
 clean: ## remove what was set up and built; runs stay
-	rm -rf .venv .uv dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .uv dist build docs/_build docs/commands .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/synced: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV)) | python

@@ -1,0 +1,46 @@
+"""Configure Sphinx: pages in Markdown (MyST), executed notebooks, the API from docstrings, commands from ``--help``."""
+
+import sys
+from importlib import metadata
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+sys.path.insert(0, str(Path(__file__).parent))
+from command_pages import write_pages
+
+project = "largebatch"
+author = "The largebatch developers"
+copyright = "The largebatch developers, MIT licence"
+release = version = metadata.version("largebatch")
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["_build", "jupyter_execute", "**/.ipynb_checkpoints"]
+
+# Links to headings of other pages are checked, as are links to pages and files.
+myst_heading_anchors = 3
+myst_enable_extensions = ["deflist", "dollarmath", "smartquotes"]
+
+# A notebook whose cells have not changed since the last build is not executed again; an error ends the build.
+nb_execution_mode = "cache"
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_typehints = "description"
+autodoc_member_order = "bysource"
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+
+html_theme = "furo"
+html_title = "largebatch"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_copy_source = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app: Sphinx) -> None:
+    """Write the pages of the commands before Sphinx looks for pages."""
+    app.connect("builder-inited", lambda app: write_pages(Path(app.srcdir, "commands")))

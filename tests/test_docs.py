@@ -1,0 +1,59 @@
+"""The generated pages of the commands hold what ``--help`` prints."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from largebatch.cli.main import COMMANDS
+from largebatch.config.run import Config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def pages():
+    spec = importlib.util.spec_from_file_location("command_pages", ROOT / "docs" / "command_pages.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_command_has_a_page_in_the_list(pages, tmp_path):
+    pages.write_pages(tmp_path)
+    index = (tmp_path / "index.md").read_text(encoding="utf-8")
+    for name in COMMANDS:
+        assert (tmp_path / f"{name}.md").read_text(encoding="utf-8").startswith(f"# largebatch {name}\n")
+        assert f"({name}.md)" in index
+
+
+def test_the_page_of_train_defines_every_key_with_its_default(pages):
+    text = pages.page("train")
+    assert "`k=8`\n: Logical workers: the minibatch is k × n, and the rate follows it." in text
+    assert all(f"`{key}=" in text for key in Config.__dataclass_fields__ if f"{key}." not in text)
+    assert "- optimizer: lamb, lars, sgd" in text
+
+
+def test_help_becomes_markdown(pages):
+    text = """Do a_thing.
+
+  a.key=        One of *, <b>.
+                By default `x_y`.
+  other=1       –
+
+Examples:
+  largebatch table runs=a
+      what it does"""
+    assert pages.markdown(text) == (
+        "Do a\\_thing.\n\n`a.key=`\n: One of \\*, \\<b\\>. By default `x_y`.\n\n`other=1`\n: –\n\n"
+        "**Examples**\n\n```text\nlargebatch table runs=a\n    what it does\n```"
+    )
+
+
+def test_a_page_that_has_not_changed_is_left_alone(pages, tmp_path):
+    page = tmp_path / "page.md"
+    pages.write(page, "text\n")
+    page.chmod(0o444)
+    before = page.stat().st_mtime_ns
+    pages.write(page, "text\n")
+    assert page.stat().st_mtime_ns == before
