@@ -38,3 +38,21 @@ def test_a_part_has_the_pixels_of_the_whole(partial):
 def test_what_is_no_jpeg_is_refused(partial):
     with pytest.raises(ValueError, match="libjpeg refuses it"):
         partial.decode_part(b"no JPEG", (0, 0, 8, 8))
+
+
+def test_it_joins_the_table_of_bench_loader(partial, monkeypatch, compose, tmp_path):
+    decoding = importlib.import_module("decoding")
+    # What is added stays in this test.
+    monkeypatch.setattr(decoding.data, "PEERS", {})
+    monkeypatch.setattr(decoding.results, "NAMES", {})
+    monkeypatch.setattr(decoding.loader, "PEERS", {})
+    decoding.add_installed()
+    config = compose("dataset=imagefolder", "dataset.height=32", "dataset.width=32", "loader.workers=0")
+    what = decoding.loader.loading(
+        decoding.loader.make_photographs(tmp_path, config.dataset, 8), config.loader, batch=8, cores=1
+    )
+    (images,), (ours,) = (list(side(what)) for side in (decoding.loader.PEERS["libjpeg_turbo"], type(what).torchvision))
+    assert images.shape == ours.shape == (8, 3, 32, 32)
+    # Other crops of the same photographs, normalised alike.
+    assert abs(images.mean() - ours.mean()) < 0.5
+    assert "loader_vs_libjpeg_turbo" in decoding.results.NAMES

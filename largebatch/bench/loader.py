@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from largebatch.base.errors import UserError
 from largebatch.bench.compare import Side, Timings, take_turns
@@ -61,6 +62,10 @@ class Loading:
                 ]
             ),
         )
+        return self.plain(dataset)
+
+    def plain(self, dataset: Dataset[tuple[torch.Tensor, int]]) -> Iterator[torch.Tensor]:
+        """Yield the images of one epoch of (image, label) by PyTorch's own DataLoader."""
         loader = DataLoader(
             dataset,
             batch_size=self.batch,
@@ -70,6 +75,11 @@ class Loading:
         )
         for images, _ in loader:
             yield images
+
+
+Load = Callable[[Loading], Iterator[torch.Tensor]]
+# What ours is timed against, by name; scripts/peers/decoding.py adds one.
+PEERS: dict[str, Load] = {"torchvision": Loading.torchvision}
 
 
 def loading(files: DatasetConfig, loader: LoaderConfig, batch: int, cores: int) -> Loading:
@@ -98,18 +108,16 @@ def time_loaders(what: Loading, repeats: int) -> Timings:
     """Time one epoch of each in turn, from the start of the loader processes to their end.
 
     Returns:
-        Sides ``ours`` and ``torchvision``.
+        Sides ``ours`` and those of ``PEERS``.
     """
     images = sum(len(batch) for batch in what.ours())
-    turns = {
-        "ours": Side(lambda: _exhaust(what.ours()), images),
-        "torchvision": Side(lambda: _exhaust(what.torchvision()), images),
-    }
+    loaders = {"ours": Loading.ours, **PEERS}
+    turns = {name: Side(partial(_exhaust, load, what), images) for name, load in loaders.items()}
     return take_turns(turns, repeats, "loader against torchvision's")
 
 
-def _exhaust(batches: Iterator[torch.Tensor]) -> None:
-    for _ in batches:
+def _exhaust(load: Load, what: Loading) -> None:
+    for _ in load(what):
         pass
 
 

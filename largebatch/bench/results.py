@@ -226,9 +226,10 @@ def _loaders(config: Config, asked: BenchConfig, placement: Placement, facts: Fa
         what = loader.loading(files, config.loader, config.n, placement.threads)
         timings = loader.time_loaders(what, asked.repeats)
     facts["setting"]["loader_workers"] = what.workers
-    facts["ratios"]["loader_vs_torchvision"] = asdict(timings.ratio("ours", "torchvision"))
     facts["images_per_second"]["loader"] = timings.speed("ours")
-    facts["images_per_second"]["loader_torchvision"] = timings.speed("torchvision")
+    for peer in loader.PEERS:
+        facts["ratios"][f"loader_vs_{peer}"] = asdict(timings.ratio("ours", peer))
+        facts["images_per_second"][f"loader_{peer}"] = timings.speed(peer)
 
 
 def machine(placement: Placement) -> Facts:

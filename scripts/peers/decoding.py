@@ -1,8 +1,10 @@
 """Time `largebatch bench data` beside torchvision's reference, timm, libjpeg-turbo in part, OpenCV and DALI.
 
     python scripts/peers/decoding.py [key=value ...]
+    python scripts/peers/decoding.py loader [key=value ...]
 
-Takes what `largebatch bench data` takes; what is not installed is left out.
+Takes what `largebatch bench data` takes; what is not installed is left out. With `loader`, times
+`largebatch bench loader` instead, with libjpeg-turbo in part as one more peer in PyTorch's DataLoader.
 `uv sync --group bench` installs OpenCV, `uv sync --group dali` DALI (0.4 GB).
 """
 
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from largebatch.base.errors import Fault
-from largebatch.bench import data, results
+from largebatch.bench import data, loader, results
 from largebatch.bench.compare import Side
 from largebatch.bench.data import BATCH, reading
 from largebatch.bench.loader import Loading
@@ -138,9 +140,12 @@ def add_installed() -> None:
             results.NAMES[name] = line
         else:
             print(f"{name} is not installed: {how}", file=sys.stderr)
+    if "libjpeg_turbo" in data.PEERS:
+        loader.PEERS["libjpeg_turbo"] = lambda what: what.plain(partial_decoding.Crops(what.files))
+        results.NAMES["loader_vs_libjpeg_turbo"] = "loader ÷ libjpeg-turbo's partial decoding"
 
 
 if __name__ == "__main__":
     add_installed()
-    sys.argv[1:1] = ["bench", "data"]
+    sys.argv[1:1] = ["bench"] if sys.argv[1:2] == ["loader"] else ["bench", "data"]
     main()

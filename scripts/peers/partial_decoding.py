@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from largebatch.base.errors import Fault
 from largebatch.config.groups import DatasetConfig
@@ -76,25 +77,33 @@ def decode_part(data: bytes, box: Box) -> tuple[NDArray[np.uint8], int]:
         loaded.free_part(samples)
 
 
+class Crops(Dataset[tuple[Tensor, int]]):
+    """The training images of ``files``, cut, resized by Pillow, flipped and normalised: float32 (3, H, W)."""
+
+    def __init__(self, files: DatasetConfig) -> None:
+        self.files, self.split = files, open_splits(files).train
+        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (files.mean, files.std))
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        data = self.split.read(row)
+        with Image.open(BytesIO(data)) as image:
+            width, height = image.size
+        box, mirrored = draw_resized_crop(0, 0, row, width, height, self.files.flip)
+        try:
+            crop = resized(data, box, (self.files.width, self.files.height))
+        except ValueError as error:
+            raise Fault(f"{self.split.where(row)}: {error}: mend or remove it.") from None
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 255
+        return ((pixels.flip(2) if mirrored else pixels) - self.mean) / self.std, 0
+
+
 def batches(files: DatasetConfig, batch: int) -> Iterator[Tensor]:
-    """Yield training images of ``files``, cut, resized by Pillow, flipped and normalised: float32 (batch, 3, H, W)."""
-    split = open_splits(files).train
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (files.mean, files.std))
-    for start in range(0, len(split), batch):
-        rows = range(start, min(start + batch, len(split)))
-        crops = []
-        for row in rows:
-            data = split.read(row)
-            with Image.open(BytesIO(data)) as image:
-                width, height = image.size
-            box, mirrored = draw_resized_crop(0, 0, row, width, height, files.flip)
-            try:
-                crop = resized(data, box, (files.width, files.height))
-            except ValueError as error:
-                raise Fault(f"{split.where(row)}: {error}: mend or remove it.") from None
-            pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1).float() / 255
-            crops.append(((pixels.flip(2) if mirrored else pixels) - mean) / std)
-        yield torch.stack(crops)
+    """Yield the images of :class:`Crops` in order: float32 (batch, 3, H, W)."""
+    for images, _ in DataLoader(Crops(files), batch):
+        yield images
 
 
 def resized(data: bytes, box: Box, size: tuple[int, int]) -> Image.Image:
