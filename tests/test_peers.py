@@ -54,10 +54,11 @@ def test_an_image_that_opencv_cannot_decode_is_named(files, monkeypatch):
 def test_what_is_installed_is_added_and_what_is_missing_is_printed(monkeypatch, capsys):
     decoding = script("decoding", monkeypatch)
     monkeypatch.setattr(decoding, "found", lambda module: module != "nvidia.dali")
-    monkeypatch.setattr(data, "PEERS", {})
-    monkeypatch.setattr(results, "NAMES", {})
+    for module, name in [(data, "PEERS"), (loader, "PEERS"), (results, "NAMES")]:
+        monkeypatch.setattr(module, name, {})
     decoding.add_installed()
-    assert set(data.PEERS) == set(results.NAMES) == {"torchvision", "timm", "libjpeg_turbo", "opencv"}
+    assert set(data.PEERS) == {"torchvision", "timm", "libjpeg_turbo", "opencv"}
+    assert set(results.NAMES) == {*data.PEERS, "loader_vs_libjpeg_turbo"}
     assert capsys.readouterr().err == "dali is not installed: uv sync --group dali\n"
 
 
