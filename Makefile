@@ -65,6 +65,8 @@ docs: .venv/synced ## build the documentation in docs/_build/html; warnings and 
 lint: .venv/synced ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 type: .venv/synced ## check types
 	$(BIN)/mypy
@@ -120,7 +122,7 @@ golden: .venv/synced ## write the losses of the golden run anew; the commit must
 	$(BIN)/python scripts/golden.py
 
 clean: ## remove what was set up and built; runs stay
-	rm -rf .venv .uv dist build docs/_build docs/commands .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .uv dist build docs/_build docs/commands docs/results .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/synced: pyproject.toml uv.lock $(filter .uv/bin/uv,$(UV)) | python

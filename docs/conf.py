@@ -1,5 +1,6 @@
 """Configure Sphinx: pages in Markdown (MyST), executed notebooks, the API from docstrings, commands from ``--help``."""
 
+import re
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 from sphinx.application import Sphinx
 
 sys.path.insert(0, str(Path(__file__).parent))
-from command_pages import write_pages
+import command_pages
+import result_pages
 
 project = "largebatch"
 author = "The largebatch developers"
@@ -41,6 +43,20 @@ html_copy_source = False
 copybutton_exclude = ".linenos, .gp, .go"
 
 
+def write_pages(app: Sphinx) -> None:
+    """Write the pages of commands and results before Sphinx looks for pages."""
+    docs = Path(app.srcdir)
+    command_pages.write_pages(docs / "commands")
+    result_pages.write_pages(docs.parent, docs / "results")
+
+
+def link_results(app: Sphinx, name: str, source: list[str]) -> None:
+    """Let links to ``results/NAME/README.md``, which hold in the repository, lead to its page here."""
+    source[0] = re.sub(r"\]\(\.\./results/(\w+)/README\.md", r"](results/\1.md", source[0])
+    source[0] = re.sub(r"\]\(\.\./results/(\w+)/(\w+)\.md", r"](results/\1-\2.md", source[0])
+
+
 def setup(app: Sphinx) -> None:
-    """Write the pages of the commands before Sphinx looks for pages."""
-    app.connect("builder-inited", lambda app: write_pages(Path(app.srcdir, "commands")))
+    """Connect the functions above."""
+    app.connect("builder-inited", write_pages)
+    app.connect("source-read", link_results)

@@ -47,14 +47,14 @@ def test_the_bare_command_lists_the_commands_with_a_line_each(largebatch, argume
 @pytest.mark.parametrize("arguments", [("--version",), ("train", "--version")])
 def test_version(largebatch, arguments):
     done = largebatch(*arguments)
-    assert (done.returncode, done.stdout) == (0, "largebatch 0.1.0\n")
+    assert (done.returncode, done.stdout) == (0, "largebatch 0.2.0\n")
 
 
 def test_the_module_is_the_command(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "largebatch", "--version"], cwd=tmp_path, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout) == (0, "largebatch 0.1.0\n")
+    assert (done.returncode, done.stdout) == (0, "largebatch 0.2.0\n")
 
 
 @pytest.mark.parametrize("command", ["train", "explain"])

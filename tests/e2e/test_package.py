@@ -43,8 +43,8 @@ def test_it_is_the_wheel_that_runs(installed, tmp_path):
 
 
 def test_version(installed, tmp_path):
-    assert run(installed / "largebatch", "--version", cwd=tmp_path) == "largebatch 0.1.0\n"
-    assert run(installed / "python", "-m", "largebatch", "--version", cwd=tmp_path) == "largebatch 0.1.0\n"
+    assert run(installed / "largebatch", "--version", cwd=tmp_path) == "largebatch 0.2.0\n"
+    assert run(installed / "python", "-m", "largebatch", "--version", cwd=tmp_path) == "largebatch 0.2.0\n"
 
 
 def test_explain_finds_its_configuration(installed, tmp_path):
