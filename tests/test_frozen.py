@@ -28,7 +28,7 @@ def evaluations(directory: Path) -> list[dict]:
     return [json.loads(line)["members"][0] for line in lines]
 
 
-def test_it_is_resumed_as_if_it_had_not_been_stopped(frozen):
+def test_it_is_resumed_as_if_it_had_not_been_stopped(frozen, capsys):
     words = read_provenance(frozen)["command"].split()[2:]  # after "largebatch train"
     kept = [word for word in words if not word.startswith(("iterations=", "run_dir="))]
     assert run(["train", *kept, "resume=true", f"run_dir={frozen}"]) == 0
@@ -42,13 +42,17 @@ def test_it_is_resumed_as_if_it_had_not_been_stopped(frozen):
         else:
             assert line["val_error"] == pytest.approx(old["val_error"], abs=2 * IMAGE)
     assert read_provenance(frozen)["run_hash"] == read_provenance(FROZEN / "run")["run_hash"]
+    assert (
+        capsys.readouterr().err.count("safetensors has no digest of its data, which earlier versions did not keep") == 1
+    )
 
 
 @pytest.mark.parametrize("words", [[], ["quantized=true", "engine=reference"]], ids=["floats", "integers"])
-def test_it_is_evaluated_as_it_was(frozen, words):
+def test_it_is_evaluated_as_it_was(frozen, words, capsys):
     expected = evaluations(FROZEN / "run")[bool(words)]
     assert run(["eval", f"run={frozen}", *words, "threads=1"]) == 0
     found = evaluations(frozen)[-1]
     assert found["iteration"] == expected["iteration"] == 60
     assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
     assert found["error"] == pytest.approx(expected["error"], abs=IMAGE)
+    assert capsys.readouterr().err.count(f"{frozen} has no digest of its data") == 1

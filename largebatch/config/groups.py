@@ -10,6 +10,8 @@ from largebatch.base.files import UserPath
 from largebatch.config.schedule import SCALINGS
 
 DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "synthetic", "imagenet", "imagefolder")
+# Sets whose name does not say which images they hold: their digest is part of an experiment.
+KNOWN_BY_DIGEST = ("imagefolder",)
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ class DatasetConfig:
         holdout_seed: Of their choice.
         layout: What is read where root holds several: auto, folders, archives (ImageNet's official ones), shards or
             parquet.
+        digest: Of classes, labels, names and sizes of all images; other images are refused. Null: whatever is there; of
+            an image folder it is computed, and is part of the experiment.
     """
 
     name: str
@@ -135,6 +139,7 @@ class DatasetConfig:
     holdout: int | None
     holdout_seed: int
     layout: str = "auto"
+    digest: str | None = None
 
     def __post_init__(self) -> None:
         one_of("dataset.name", self.name, DATASETS)

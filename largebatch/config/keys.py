@@ -37,6 +37,7 @@ ADDED: Mapping[str, Any] = MappingProxyType(
         "dataset.holdout": None,
         "dataset.holdout_seed": 0,
         "dataset.layout": "auto",
+        "dataset.digest": None,
     }
 )
 

@@ -19,6 +19,7 @@ from largebatch.base.files import UserPath
 from largebatch.base.numbers import divisors
 from largebatch.config.build import _plain, build, digest
 from largebatch.config.groups import (
+    KNOWN_BY_DIGEST,
     BatchNormConfig,
     CheckpointConfig,
     DatasetConfig,
@@ -304,7 +305,7 @@ class Config:
         kept["pitfall"] = self.pitfall.name
         kept["bn"] = {key: values["bn"][key] for key in ("running", "momentum")}
         kept["exchange"] = {"compress": values["exchange"]["compress"]}
-        place = ("root", "layout", "on_error")
+        place = ("root", "layout", "on_error", *(("digest",) if self.dataset.name not in KNOWN_BY_DIGEST else ()))
         kept["dataset"] = {key: value for key, value in values["dataset"].items() if key not in place}
         if self.dataset.decoder != "none":
             kept["dataset"]["decoder"] = "pillow"  # whoever decodes: these are the pixels

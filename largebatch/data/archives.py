@@ -94,7 +94,7 @@ def list_official(root: Path) -> Listing:
     if len(images) != len(labels):
         raise UserError(f"{val} holds {len(images):,} images, and the devkit {len(labels):,} labels: fetch them again.")
     for image, label in zip(sorted(images), labels, strict=True):  # the labels follow the numbers in the names
-        rows["val"].add(label, image.name, 1, (image.offset, image.size))
+        rows["val"].add(label, image.name, 1, (image.offset, image.size), image.size)
     left_out = rows["train"].left_out + rows["val"].left_out
     return Listing(containers, classes, rows["train"].table(), rows["val"].table(), left_out)
 
@@ -103,7 +103,7 @@ def _scan_class(containers: Sequence[Container], region: _Region) -> Rows:
     rows = Rows()
     with reading(containers[region.file].path) as read:
         for member in _used(members(read, region.start, region.stop, region.name), rows, is_image):
-            rows.add(region.label, member.name, region.file, (member.offset, member.size))
+            rows.add(region.label, member.name, region.file, (member.offset, member.size), member.size)
     return rows
 
 

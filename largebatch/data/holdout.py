@@ -7,10 +7,12 @@ new to everything that was chosen.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from largebatch.base.errors import UserError
@@ -63,6 +65,6 @@ class Part(Split):
         """Say where it lies in the whole."""
         return self.whole.where(int(self.rows[index]))
 
-    def size(self, index: int) -> int:
+    def sizes(self, rows: Sequence[int] | None = None) -> NDArray[np.int64]:
         """Ask the whole."""
-        return self.whole.size(int(self.rows[index]))
+        return self.whole.sizes(self.rows.tolist() if rows is None else [int(self.rows[row]) for row in rows])

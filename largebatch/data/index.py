@@ -24,7 +24,7 @@ from largebatch.data.files import Container, Names
 from largebatch.data.listing import SPLITS, Listing, Table
 
 NAME = "largebatch-index.safetensors"
-_VERSION = 2
+_VERSION = 3
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -99,6 +99,7 @@ def _packed(listing: Listing, root: Path, key: dict[str, object]) -> bytes:
         arrays[f"{split}.labels"] = table.labels
         arrays[f"{split}.files"] = table.files
         arrays[f"{split}.places"] = np.ascontiguousarray(table.places)
+        arrays[f"{split}.sizes"] = table.sizes
         arrays[f"{split}.names"] = table.names.text
         arrays[f"{split}.ends"] = table.names.ends
     containers = [os.path.relpath(container.path, root) for container in listing.containers]
@@ -126,16 +127,18 @@ def _load(path: Path, root: Path, key: dict[str, object]) -> Listing | None:
 
 def _table(arrays: dict[str, np.ndarray], split: str) -> Table:
     names = Names(arrays[f"{split}.names"], arrays[f"{split}.ends"])
-    return Table(arrays[f"{split}.labels"], arrays[f"{split}.files"], arrays[f"{split}.places"], names)
+    labels, files, places, sizes = (arrays[f"{split}.{name}"] for name in ("labels", "files", "places", "sizes"))
+    return Table(labels, files, places, sizes, names)
 
 
 def _sound(table: Table, containers: Sequence[Container], layout: str) -> bool:
     """Whether every image lies within its container; a file in a shared directory may have been tampered with."""
     count = len(table.labels)
     ends = table.names.ends
-    kinds = [array.dtype.name for array in (table.labels, table.files, table.places, ends, table.names.text)]
-    shapes = [array.shape for array in (table.labels, table.files, table.places, ends)]
-    if kinds != ["int32", "int32", "int64", "int64", "uint8"] or shapes != [(count,), (count,), (count, 2), (count,)]:
+    arrays = (table.labels, table.files, table.sizes, ends, table.places, table.names.text)
+    kinds = [array.dtype.name for array in arrays]
+    shapes = [array.shape for array in arrays[:-1]]
+    if kinds != ["int32", "int32", "int64", "int64", "int64", "uint8"] or shapes != [(count,)] * 4 + [(count, 2)]:
         return False
     if not count:
         return True

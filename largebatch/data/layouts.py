@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from largebatch.base.errors import UserError
-from largebatch.config.groups import DatasetConfig
+from largebatch.config.groups import KNOWN_BY_DIGEST, DatasetConfig
 from largebatch.data import archives
 from largebatch.data.archives import list_official, official_sources
 from largebatch.data.classes import check_sets, class_names
 from largebatch.data.files import Archived, Contained, Split, Tabled
 from largebatch.data.folders import Survey, class_folders, flat_folder, is_flat
 from largebatch.data.holdout import Part, hold_out
+from largebatch.data.identity import Identity, identity_of_files
 from largebatch.data.index import Indexed, indexed
 from largebatch.data.listing import Listing, Table, about_left_out
 from largebatch.data.parquet import list_parquet
@@ -30,6 +31,8 @@ class Opened:
         train: Training images.
         val: Validation images.
         line: For people: what they were found in, and what was left out.
+        whole: Both splits before any image is held out.
+        named: Whether the classes have names, and are not only numbered.
         problem: What kept an index from being written.
         unreadable: Directories that were left out because they cannot be read, a line each.
         archives: The official archives in ``dataset.root``.
@@ -38,9 +41,15 @@ class Opened:
     train: Split
     val: Split
     line: str
+    whole: tuple[Split, Split]
+    named: bool
     problem: str = ""
     unreadable: tuple[str, ...] = ()
     archives: tuple[Path, ...] = ()
+
+    def identity(self) -> Identity:
+        """Return what the data are, before any image is held out."""
+        return identity_of_files(*self.whole, self.named)
 
 
 def open_splits(config: DatasetConfig, anew: bool = False, tolerant: bool = False) -> Opened:
@@ -62,25 +71,38 @@ def open_splits(config: DatasetConfig, anew: bool = False, tolerant: bool = Fals
     survey = Survey(tolerant)
     try:
         if layout.name == FOLDERS:
+            named = True
             train: Split = class_folders(layout.root / "train", survey)
             val: Split = _validation_folder(layout, train.classes, survey)
             line = problem = ""
         else:
             train, val, index = _contained(config, layout, anew)
+            named = bool(index.listing.classes) or config.name == "imagenet"
             line, problem = _about(index), index.problem
             survey.left_out.update(index.listing.left_out)
     except OSError as error:
         raise UserError(f"dataset={config.name}: {error.filename} cannot be read: {error.strerror}.") from None
     line += about_left_out(survey.left_out) + _about_beside(layout)
     check_sets(config, str(layout), train, val, bool(survey.unreadable))
-    line = f"dataset={config.name}: {layout}, {len(train):,} + {len(val):,} images{line}"
+    line, whole = f"dataset={config.name}: {layout}, {len(train):,} + {len(val):,} images{line}", (train, val)
     if config.holdout:
         kept, held = hold_out(len(train), config.holdout, config.holdout_seed)
         train, val = Part.of(train, kept), Part.of(train, held)
         line += f"; validated on {len(val):,} of the training images, which are not trained on"
     official = [root / name for name in (archives.TRAIN, archives.VAL, f"{archives.DEVKIT}.tar.gz")]
     present = tuple(path for path in official if path.is_file())
-    return Opened(train, val, line, problem, tuple(survey.unreadable), present)
+    return Opened(train, val, line, whole, named, problem, tuple(survey.unreadable), present)
+
+
+def with_digest(config: DatasetConfig) -> DatasetConfig:
+    """Return the configuration with the digest of its images, where that is part of the experiment and not given yet.
+
+    Raises:
+        UserError: see :func:`open_splits`.
+    """
+    if config.name not in KNOWN_BY_DIGEST or config.digest is not None:
+        return config
+    return replace(config, digest=open_splits(config).identity().digest)
 
 
 def _validation_folder(layout: Layout, classes: list[str], survey: Survey) -> Split:
@@ -109,7 +131,7 @@ def _contained(config: DatasetConfig, layout: Layout, anew: bool) -> tuple[Split
 
 
 def _split(kind: type[Archived] | type[Tabled], table: Table, classes: list[str], listing: Listing) -> Contained:
-    return kind(table.labels, table.names, classes, listing.containers, table.files, table.places)
+    return kind(table.labels, table.names, classes, listing.containers, table.files, table.places, table.sizes)
 
 
 def _about(index: Indexed) -> str:

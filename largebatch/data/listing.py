@@ -78,7 +78,7 @@ class Rows:
     """Images as they are found, in any order."""
 
     def __init__(self) -> None:
-        self.labels, self.files, self.places = array("i"), array("i"), array("q")
+        self.labels, self.files, self.places, self.sizes = array("i"), array("i"), array("q"), array("q")
         self.names: list[bytes] = []
         self.left_out = Counter[str]()
 
@@ -86,8 +86,8 @@ class Rows:
         """Count a file that is not read."""
         self.left_out[kind_left_out(path)] += 1
 
-    def add(self, label: int, name: str, file: int, place: tuple[int, int]) -> None:
-        """Add an image: class, file name, number of its container, and where in it."""
+    def add(self, label: int, name: str, file: int, place: tuple[int, int], size: int) -> None:
+        """Add an image: class, file name, number of its container, where in it, and its bytes."""
         encoded = name.rpartition("/")[2].encode(errors="surrogateescape")
         if len(encoded) > _LONGEST_NAME:
             raise UserError(f"'{shown(name)}' has a name of {len(encoded)} bytes: {_LONGEST_NAME} are allowed.")
@@ -96,6 +96,7 @@ class Rows:
         self.labels.append(label)
         self.files.append(file)
         self.places.extend(place)
+        self.sizes.append(size)
         self.names.append(encoded)
 
     def extend(self, other: Rows) -> None:
@@ -103,6 +104,7 @@ class Rows:
         self.labels.extend(other.labels)
         self.files.extend(other.files)
         self.places.extend(other.places)
+        self.sizes.extend(other.sizes)
         self.names += other.names
         self.left_out += other.left_out
 
@@ -110,18 +112,24 @@ class Rows:
         """Put the images into their order."""
         labels, files = (np.frombuffer(values, dtype=np.int32) for values in (self.labels, self.files))
         places = np.frombuffer(self.places, dtype=np.int64).reshape(-1, 2)
+        sizes = np.frombuffer(self.sizes, dtype=np.int64)
         keys = np.array([order_key(name) for name in self.names], dtype=np.bytes_)
         order = np.lexsort((places[:, 1], places[:, 0], files, keys, labels))
-        return Table(labels[order], files[order], places[order], Names.of(self.names[at] for at in order))
+        names = Names.of(self.names[at] for at in order)
+        return Table(labels[order], files[order], places[order], sizes[order], names)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The images of a split by (class, file name, container, place): int32 (N,), int32 (N,), int64 (N, 2), N names."""
+    """The images of a split by (class, file name, container, place).
+
+    int32 (N,), int32 (N,), int64 (N, 2), int64 (N,) of bytes, N names.
+    """
 
     labels: NDArray[np.int32]
     files: NDArray[np.int32]
     places: NDArray[np.int64]
+    sizes: NDArray[np.int64]
     names: Names
 
     def __len__(self) -> int:

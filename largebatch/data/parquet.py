@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,12 @@ from largebatch.data.files import Container, check_row_group
 from largebatch.data.listing import SPLITS, Listing, Rows, scanned
 from largebatch.data.tar import shown
 
+_BUFFER = 2**20  # bytes of a file that are read at a time
+_ROWS = 128  # whose images are in memory at a time
+
 
 def list_parquet(files: dict[str, list[Path]]) -> Listing:
-    """List parquet files, reading the columns of labels and names alone.
+    """List parquet files, reading each image once for its size.
 
     Raises:
         UserError: pyarrow is not installed, a file is damaged or of other columns, or two of them name classes in
@@ -62,7 +66,7 @@ def _scan(part: tuple[int, Container]) -> tuple[Rows, list[str]]:
     number, container = part
     rows = Rows()
     try:
-        with ParquetFile(container.path) as file:
+        with ParquetFile(container.path, buffer_size=_BUFFER) as file:
             schema = file.schema_arrow
             if not _fits(schema):
                 found = ", ".join(shown(f"{field.name} ({field.type})") for field in schema)
@@ -74,14 +78,25 @@ def _scan(part: tuple[int, Container]) -> tuple[Rows, list[str]]:
                 check_row_group(file.metadata, group)
                 table = file.read_row_group(group, columns=["image.path", "label"], use_threads=False)
                 labels = table.column("label").to_pylist()
-                for row, (image, label) in enumerate(zip(table.column("image").to_pylist(), labels, strict=True)):
+                rows_found = zip(table.column("image").to_pylist(), labels, _sizes(file, group), strict=True)
+                for row, (image, label, size) in enumerate(rows_found):
                     if image is None or label is None:
                         raise UserError(f"{container.path}: row {row} of row group {group} has no image or no label.")
-                    rows.add(label, image["path"] or f"{group:08d}-{row:08d}", number, (group, row))
+                    name = image["path"] or f"{group:08d}-{row:08d}"
+                    rows.add(label, name, number, (group, row), -1 if size is None else size)
             return rows, _class_names(schema.metadata or {})
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{container.path} cannot be read as parquet: {reason}. Fetch it again.") from None
+
+
+def _sizes(file: Any, group: int) -> Iterator[int | None]:
+    """Yield the bytes of every image of a row group: parquet gives them with the images, which are read in parts."""
+    from pyarrow.compute import binary_length
+
+    parts = file.iter_batches(batch_size=_ROWS, row_groups=[group], columns=["image.bytes"], use_threads=False)
+    for part in parts:
+        yield from binary_length(part.column("image").field("bytes")).to_pylist()
 
 
 def _fits(schema: Any) -> bool:

@@ -58,7 +58,7 @@ def _scan(part: tuple[int, Container]) -> Rows:
                     strangers[key] = member.name
     _check_parts(shard.path, images, labels, strangers)
     for key, member in images.items():
-        rows.add(labels[key], member.name, number, (member.offset, member.size))
+        rows.add(labels[key], member.name, number, (member.offset, member.size), member.size)
     return rows
 
 

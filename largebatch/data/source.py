@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import multiprocessing
 import multiprocessing.util
@@ -24,6 +25,7 @@ from largebatch.config.groups import DatasetConfig, LoaderConfig
 from largebatch.data import native, sets
 from largebatch.data.decode import DAMAGE, check_resized, choose_decoder, decode
 from largebatch.data.files import Split
+from largebatch.data.identity import Identity, identity_in_memory
 from largebatch.data.layouts import open_splits
 from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
 
@@ -35,6 +37,7 @@ _CUT_BYTES = 2**20
 
 PREFETCH = 4  # batches a loader process keeps ready by default,
 AHEAD = 2**30  # and bytes of all of them in a training process: eight of these on a node take 8 GiB of its memory
+_COMPARED = 4  # images of a split whose pixels are compared between processes
 UNREADABLE = -100  # the label of a validation image that cannot be read: cross-entropy leaves it out
 
 
@@ -58,6 +61,10 @@ class Source(Protocol):
     classes: int
     decoder: str  # native or pillow for training images, none where nothing is decoded
     on_skip: Callable[[str], None]  # is called with each image that dataset.on_error=skip leaves out, and why
+    identity: Identity  # is the same on all processes of a run, and whenever it goes on
+
+    def pixels_digest(self) -> str:
+        """Return a digest of a few images as they are decoded here; empty where nothing is decoded."""
 
     def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
         """Yield the augmented training images of every (epoch, indices)."""
@@ -122,6 +129,8 @@ class MemorySource:
 
     def __init__(self, config: DatasetConfig, seed: int, target: Target) -> None:
         train, val = sets.load(config)
+        first = (train.images.numpy(), train.labels.numpy())
+        self.identity = identity_in_memory(first, first if val is train else (val.images.numpy(), val.labels.numpy()))
         device = target.device
         self._train = sets.ImageSet(train.images.to(device), train.labels.to(device))
         self._val = sets.ImageSet(val.images.to(device), val.labels.to(device))
@@ -132,6 +141,10 @@ class MemorySource:
         self.val_images = config.validated_images or len(val.labels)
         self.classes = config.classes or int(train.labels.max()) + 1
         self._check_labels()
+
+    def pixels_digest(self) -> str:
+        """Return nothing: pixels are part of the identity."""
+        return ""
 
     def _check_labels(self) -> None:
         largest = int(torch.cat([self._train.labels, self._val.labels]).max())
@@ -210,6 +223,7 @@ class FolderSource:
         _tell(line)
         self.on_skip: Callable[[str], None] = _ignore
         self._files = (opened.train, opened.val)
+        self.identity = opened.identity()
         self._config, self._seed, self._target = config, seed, target
         self._workers, self._prefetch = workers, prefetch
         self.train_images, self.val_images = len(opened.train), len(opened.val)
@@ -226,6 +240,16 @@ class FolderSource:
     def plain(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
         """Yield training images without augmentation, black where one cannot be read; see :class:`Source`."""
         return self._load(self._files[0], ([(0, int(index)) for index in batch] for batch in batches), False)
+
+    def pixels_digest(self) -> str:
+        """Decode a few images of both splits, far apart, and return a digest of their pixels."""
+        whole = hashlib.sha256()
+        for files, train in zip(self._files, (True, False), strict=True):
+            rows = sorted({at * (len(files) - 1) // (_COMPARED - 1) for at in range(_COMPARED)})
+            images = _Files(files, self._config, self._seed, train, self.decoder == "native", False)
+            pixels, labels, _ = images.__getitems__([(0, row) for row in rows])
+            whole.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
+        return whole.hexdigest()
 
     def _load(self, files: Split, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
         rest = iter(batches)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from largebatch.base.errors import UserError
+from largebatch.base.outcome import say
 from largebatch.config.run import Config
 from largebatch.data.source import Source
 from largebatch.inference.config import EvalConfig
@@ -18,9 +19,11 @@ from largebatch.inference.subject import Subject, check_ensemble, composed, inte
 from largebatch.quantization.artifact import read
 from largebatch.quantization.choose import ByEngine, choose
 from largebatch.quantization.reference import IntegerNetwork
+from largebatch.records.read import read_data
 from largebatch.records.runs import find
 from largebatch.runtime.placement import Placement, place
 from largebatch.runtime.world import World, hardware
+from largebatch.training.agreement import NO_DIGEST, check_same
 from largebatch.training.learner import open_data, start
 from largebatch.training.validation import BATCH, validation_cuts
 
@@ -84,6 +87,7 @@ def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[s
     placement = place(config, hardware(config.device))
     world = start(config, placement)
     source = open_data(config, placement, world)
+    _check_data(subjects, source)
     cuts = _cuts(subjects, asked, source)
     if asked.quantized:
         models = {subject.name: _in_integers(subject, asked, placement) for subject in subjects}
@@ -92,6 +96,20 @@ def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[s
     skipped: list[str] = []
     source.on_skip = skipped.append
     return Session(asked, subjects, models, source, cuts, placement, world, skipped)
+
+
+def _check_data(subjects: Sequence[Subject], source: Source) -> None:
+    """Refuse data on which a subject was not trained; say of which none are known."""
+    unknown = []
+    for subject in subjects:
+        if subject.run is None:
+            continue
+        kept = read_data(subject.run.directory)
+        check_same(kept, source.identity, subject.name, "name them with dataset.root")
+        unknown += [subject.name] if kept is None else []
+    if unknown:
+        more = f" (as {len(unknown) - 1} more)" if len(unknown) > 1 else ""
+        say(f"{unknown[0]}{more} {NO_DIGEST}")
 
 
 def _in_integers(subject: Subject, asked: EvalConfig, placement: Placement) -> nn.Module:

@@ -198,7 +198,8 @@ def check_ensemble(subjects: Iterable[Subject]) -> None:
         values = {f"dataset.{name}": value for name, value in vars(config.dataset).items()}
         values |= {"precision": "tf32" if config.tf32 else config.precision, "channels_last": config.channels_last}
         for key, value in values.items():
-            if key not in ("dataset.root", "dataset.layout", "dataset.on_error"):
+            unknown = key == "dataset.digest" and value is None  # of a record of an earlier version
+            if key not in ("dataset.root", "dataset.layout", "dataset.on_error") and not unknown:
                 seen.setdefault(key, set()).add(str(value))
     differing = [f"{key} ({', '.join(sorted(values))})" for key, values in seen.items() if len(values) > 1]
     if differing:

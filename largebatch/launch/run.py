@@ -13,12 +13,13 @@ from typing import Any
 from largebatch.base.errors import UserError
 from largebatch.base.outcome import STATUS, Outcome, say
 from largebatch.base.signals import ENDED, INTERRUPTED
+from largebatch.config.groups import KNOWN_BY_DIGEST
 from largebatch.config.run import Config
 from largebatch.records.provenance import Run
-from largebatch.records.read import differences, holds_run, read_provenance, read_summary
+from largebatch.records.read import differences, holds_run, read_data, read_provenance, read_summary
 from largebatch.records.write import append_log, ended_by, write_summary
 from largebatch.runtime.lock import holder
-from largebatch.runtime.placement import place
+from largebatch.runtime.placement import Placement, place
 
 
 def train_run(config: Config) -> Outcome:
@@ -29,7 +30,7 @@ def train_run(config: Config) -> Outcome:
 
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # torchrun --max-restarts: this group follows another
         config = replace(config, resume=True)
-    run = Run.of(config, place(config, hardware(config.device), *started_outside()))
+    run = run_of(config, place(config, hardware(config.device), *started_outside()))
     directory, restarts, summary = run.directory, 0, _left_by_a_run_that_is_over(run)
     if summary:
         error = summary["final_error"]
@@ -60,6 +61,23 @@ def train_run(config: Config) -> Outcome:
     return Outcome(STATUS[summary["status"]], str(directory), summary)
 
 
+def run_of(config: Config, placement: Placement) -> Run:
+    """Return the run of a configuration, with the digest of its data where that is part of the experiment.
+
+    A run that an earlier version left goes on as it was named and hashed, without one.
+
+    Raises:
+        UserError: the data cannot be found.
+    """
+    from largebatch.data.layouts import with_digest
+
+    run = Run.of(config, placement)
+    before = (read_provenance(run.directory) or {}).get("experiment", {}).get("dataset", {})
+    if config.dataset.name not in KNOWN_BY_DIGEST or (config.resume and before and "digest" not in before):
+        return run
+    return Run.of(replace(config, dataset=with_digest(config.dataset)), placement)
+
+
 def _left_by_a_run_that_is_over(run: Run) -> dict[str, Any] | None:
     """Return the summary of a run that has nothing left to do, or None where there is something to train.
 
@@ -79,6 +97,8 @@ def _left_by_a_run_that_is_over(run: Run) -> dict[str, Any] | None:
     now = {**run.experiment, "seed": config.seed}
     changed = differences({**before.get("experiment", {}), "seed": before.get("seed")}, now)
     if changed:
+        if len(changed) == 1 and changed[0].startswith("dataset.digest:"):
+            _refuse_other_data(config, directory)
         raise UserError(
             f"run_dir={directory} holds another experiment, so it cannot be resumed as this one: "
             f"{'; '.join(changed)}. Use another run_dir."
@@ -86,6 +106,15 @@ def _left_by_a_run_that_is_over(run: Run) -> dict[str, Any] | None:
     wanted = min(config.iterations or math.inf, summary.get("scheduled_iterations", math.inf))
     over = summary["status"] == "diverged" or summary.get("iterations", -1) >= wanted
     return summary if over and summary["status"] in STATUS and summary["status"] != "failed" else None
+
+
+def _refuse_other_data(config: Config, directory: Path) -> None:
+    """Raise :class:`UserError` with the first difference between a run's data and those that are there now."""
+    from largebatch.data.layouts import open_splits
+    from largebatch.training.agreement import check_same
+
+    identity = open_splits(config.dataset).identity()
+    check_same(read_data(directory), identity, f"run_dir={directory}", "use another run_dir")
 
 
 def _note_failure(directory: Path, error: BaseException) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -132,7 +132,10 @@ def over(task: Task) -> dict[str, Any] | None:
     summary, origin = read_summary(task.directory), read_provenance(task.directory)
     if not (summary and origin):
         return None
-    if origin.get("run_hash") != task.config.run_hash(origin.get("experiment", {}).get("precision", "")):
+    experiment, config = origin.get("experiment", {}), task.config
+    if config.dataset.digest is None:  # the data could not be seen when the task was planned
+        config = replace(config, dataset=replace(config.dataset, digest=experiment.get("dataset", {}).get("digest")))
+    if origin.get("run_hash") != config.run_hash(experiment.get("precision", "")):
         return None  # another run is recorded there, which only the run itself can refuse
     reached = task.config.iterations is not None and summary.get("iterations", 0) >= task.config.iterations
     status = summary.get("status")

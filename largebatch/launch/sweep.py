@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from largebatch.base.errors import UserError
 from largebatch.base.outcome import FAULT, STATUS, Outcome, say
 from largebatch.base.signals import ENDED, INTERRUPTED, Ended, ended_by_signals
+from largebatch.config.build import build
+from largebatch.config.groups import KNOWN_BY_DIGEST, DatasetConfig
 from largebatch.config.launchers import LocalConfig
 from largebatch.config.run import Config
 from largebatch.launch import arrays
@@ -40,7 +43,7 @@ def sweep_arms(directory: Path, arms: Sequence[Arm]) -> int:
             print("\n".join(arrays.scripts(directory, arms)), end="")
             _remove_unplanned(directory)
             return 0
-    arms = without_repeats(arms)
+    arms = without_repeats(with_digests(arms, strict=not to_slurm))
     try:
         with be_owner(directory):
             tasks = plan(directory, arms, arrays.resources if to_slurm else nothing_allotted)
@@ -52,6 +55,36 @@ def sweep_arms(directory: Path, arms: Sequence[Arm]) -> int:
     except UserError:
         _remove_unplanned(directory)
         raise
+
+
+def with_digests(arms: Sequence[Arm], strict: bool) -> list[Arm]:
+    """Give every arm of an image folder the digest of its images, which tells it from arms of other folders.
+
+    Args:
+        arms: The arms.
+        strict: Whether data that are not here are a mistake; else they may be on the nodes, and each arm's digest is
+            computed there.
+
+    Raises:
+        UserError: data that are not here, or cannot be used.
+    """
+    found: dict[str, str | None] = {}
+    kept = []
+    for arm in arms:
+        values = arm.values["dataset"]
+        key = json.dumps(values, sort_keys=True, default=str)
+        if values["name"] in KNOWN_BY_DIGEST and key not in found:
+            from largebatch.data.layouts import with_digest
+
+            try:
+                found[key] = with_digest(build(DatasetConfig, values, "dataset.")).digest
+            except UserError as error:
+                if strict:
+                    raise UserError(f"nothing was started, because of the arm '{arm.words}': {error}") from None
+                found[key] = values["digest"]
+        digest = found.get(key, values["digest"])
+        kept.append(Arm(arm.words, {**arm.values, "dataset": {**values, "digest": digest}}))
+    return kept
 
 
 def without_repeats(arms: Sequence[Arm]) -> list[Arm]:

@@ -14,6 +14,7 @@ from largebatch.config.keys import complete
 from largebatch.config.run import Config
 from largebatch.records.packed import packed
 
+DATA = "data.json"  # the identity of the data, see largebatch.data.identity
 REPLACED = "replaced"  # in a sweep's directory: records of runs that were made again
 
 
@@ -53,6 +54,11 @@ def read_provenance(directory: Path) -> dict[str, Any] | None:
     """Return ``provenance.json``, or None where there is none that can be read."""
     kept = packed(directory)
     return _read_json(directory / "provenance.json") if kept is None else dict(kept.provenance)
+
+
+def read_data(directory: Path) -> dict[str, Any] | None:
+    """Return ``data.json``, or None where there is none that can be read: earlier versions wrote none."""
+    return None if packed(directory) else _read_json(directory / DATA)
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

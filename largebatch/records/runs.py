@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import itertools
 import json
@@ -11,6 +12,7 @@ import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,16 @@ from largebatch.base.errors import UserError
 from largebatch.base.files import at_home
 from largebatch.base.numbers import final_error
 from largebatch.base.outcome import printable
-from largebatch.records.check import Corrupt, check_epoch, check_origin, check_summary, shortly
+from largebatch.config.groups import KNOWN_BY_DIGEST
+from largebatch.records.check import Corrupt, check_epoch, check_origin, check_summary, flat, shortly
 from largebatch.records.packed import NAME, packed, unpack
 from largebatch.records.provenance import SCHEMA
-from largebatch.records.read import REPLACED, holds_run
+from largebatch.records.read import REPLACED, holds_run, read_config
 
 Columns = Mapping[str, NDArray[np.float64]]
 
 EPOCH = b'{"kind": "epoch"'  # how a line of an epoch begins: largebatch.record writes its kind first
+ROOT = "dataset.root"
 HINTS = 200  # directories that are searched, in each that lies beside what was not found: it may be the whole disk
 
 
@@ -63,6 +67,18 @@ class Run:
         """What defines the experiment: equal for runs that differ by their seed alone."""
         values: Mapping[str, Any] = self.provenance["experiment"]
         return values
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """:attr:`experiment` under dotted keys.
+
+        An image folder whose record has no digest, as earlier versions wrote it, is told from others by its root.
+        """
+        settings = flat(self.experiment)
+        if settings["dataset.name"] in KNOWN_BY_DIGEST and settings.get("dataset.digest") is None:
+            with contextlib.suppress(UserError):  # what cannot be read names no root
+                settings[ROOT] = (read_config(self.directory).get("dataset") or {}).get("root")
+        return settings
 
     @property
     def experiment_hash(self) -> str:

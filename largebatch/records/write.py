@@ -6,7 +6,11 @@ Files (schema 1):
     The composed configuration.
 ``provenance.json``
     ``schema``, ``experiment_hash``, ``run_hash``, ``experiment``, ``placement``, ``git``, ``versions``,
-    ``devices``, ``platform``, ``host``, ``command``, ``started``, ``environment``.
+    ``devices``, ``platform``, ``host``, ``command``, ``started``, ``environment``, ``decoder``, ``notes``, and of
+    ``data`` the ``digest`` and the number of ``classes``.
+``data.json``
+    The identity of the data, by which other data are refused: digest, names of the classes, and hashes of blocks of
+    images; see :mod:`largebatch.data.identity`.
 ``metrics.jsonl``
     One JSON object a line. ``kind`` is ``iteration`` (``iteration`` from 1, ``epoch`` as a fraction, ``rate``,
     ``loss`` and ``train_error`` in % over the iterations since the line before) or ``epoch`` (``epoch`` from 1,
@@ -60,7 +64,7 @@ from largebatch.base.errors import UserError
 from largebatch.base.files import write_atomically
 from largebatch.config.run import Config
 from largebatch.records.provenance import SCHEMA
-from largebatch.records.read import differences, read_probes, read_starts
+from largebatch.records.read import DATA, differences, read_probes, read_starts
 from largebatch.records.tensorboard import Events
 
 SKIPPED = "skipped.txt"
@@ -166,6 +170,7 @@ class Record:
                     directory / "summary.json",
                     directory / "model.safetensors",
                     directory / "probes.jsonl",
+                    directory / DATA,
                     directory / SKIPPED,
                 ):
                     stale.unlink(missing_ok=True)

@@ -17,9 +17,9 @@ from largebatch.base.errors import Fault, UserError, nearest
 from largebatch.base.outcome import printable
 from largebatch.config.keys import ADDED
 from largebatch.config.schedule import RATE_GROUPS, reference_rate, schedule_of
-from largebatch.records.check import Corrupt, flat
+from largebatch.records.check import Corrupt
 from largebatch.records.read import holds_run
-from largebatch.records.runs import Run, find, load
+from largebatch.records.runs import ROOT, Run, find, load
 
 # Groups that differ in one of these are not compared, unless the user insists. Keys of starting weights, such as
 # model.zero_gamma, may differ: Table 2b is about one.
@@ -47,8 +47,9 @@ class Group:
 
     @property
     def hash(self) -> str:
-        """The experiment's hash, as the first run's record has it."""
-        return self.runs[0].experiment_hash
+        """The experiment's hash, as the first run's record has it; with the root, where that alone names the data."""
+        recorded = self.runs[0].experiment_hash
+        return f"{recorded} {self.settings[ROOT]}" if ROOT in self.settings else recorded
 
     @property
     def k(self) -> int:
@@ -118,7 +119,7 @@ class Group:
 
     def matches(self, wanted: Mapping[str, Any]) -> bool:
         """Whether it has all these settings; a warmup without effect has its own name too."""
-        variants = [_with_rates(flat(run.experiment)) for run in self.runs]
+        variants = [_with_rates(run.settings) for run in self.runs]
         own = _with_rates(self.settings)
         return all(
             any(_same(values.get(key, ADDED.get(key)), value) for values in (own, *variants))
@@ -219,11 +220,11 @@ def grouped(runs: Iterable[Run]) -> list[Group]:
     """Put runs of one experiment together: those whose record has the same hash, or differs without effect."""
     same_hash: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
-        same_hash[json.dumps(flat(run.experiment), sort_keys=True)].append(run)
+        same_hash[json.dumps(run.settings, sort_keys=True)].append(run)
     settings: dict[str, dict[str, Any]] = {}
     members: dict[str, list[Run]] = defaultdict(list)
     for one_experiment in same_hash.values():
-        key, effective = _without_effect(Group(flat(one_experiment[0].experiment), tuple(one_experiment), ()))
+        key, effective = _without_effect(Group(one_experiment[0].settings, tuple(one_experiment), ()))
         settings.setdefault(key, effective)
         members[key] += one_experiment
     groups = []

@@ -6,9 +6,11 @@ import time
 from dataclasses import asdict, dataclass, field
 
 from largebatch.base.errors import UserError
+from largebatch.data.identity import Identity
 from largebatch.records.provenance import Run
 from largebatch.records.write import Position, Record
 from largebatch.training import checkpoint
+from largebatch.training.agreement import NO_DIGEST, check_same
 from largebatch.training.learner import Learner
 from largebatch.training.meter import Sums
 
@@ -27,6 +29,27 @@ class Journey:
     seconds: float = 0.0
 
 
+def check_state(found: checkpoint.Checkpoint, images: list[int], data: Identity, where: str, otherwise: str) -> None:
+    """Refuse data on which a checkpoint's run was not trained; of one without a digest, only their numbers are known.
+
+    Args:
+        found: The checkpoint.
+        images: Training and validation images.
+        data: What these are.
+        where: What errors call the run.
+        otherwise: What to do where the data cannot be restored.
+
+    Raises:
+        UserError: they are other data; names the first difference.
+    """
+    check_same(found.state.get("data"), data, where, otherwise)
+    if found.state["images"] != images:
+        raise UserError(
+            f"{where} was trained on {found.state['images']} training and validation images, and now there are "
+            f"{images}: another order of samples. Restore the data, or {otherwise}."
+        )
+
+
 class Keeper:
     """Keeps a run's checkpoints. Every process has one; those of rank 0 alone write, once they have a record.
 
@@ -34,10 +57,11 @@ class Keeper:
         run: The run.
         learner: Its tensors are what is kept.
         images: How many there are to train on and to validate: another order of samples is another run.
+        data: What they are.
     """
 
-    def __init__(self, run: Run, learner: Learner, images: list[int]) -> None:
-        self._run, self._learner, self._images = run, learner, images
+    def __init__(self, run: Run, learner: Learner, images: list[int], data: Identity) -> None:
+        self._run, self._learner, self._images, self._data = run, learner, images, data
         self._directory = run.directory / "checkpoints"
         self._found: checkpoint.Checkpoint | None = None
         self._record: Record | None = None
@@ -61,11 +85,7 @@ class Keeper:
         found = self._found = checkpoint.newest(self._directory) if self._run.config.resume else None
         if found is None:
             return Journey()
-        if found.state["images"] != self._images:
-            raise UserError(
-                f"run_dir={self._run.directory} was trained on {found.state['images']} training and validation images, "
-                f"and now there are {self._images}: another order of samples. Restore the data, or use another run_dir."
-            )
+        check_state(found, self._images, self._data, f"run_dir={self._run.directory}", "use another run_dir")
         if found.state["run_hash"] != self._run.run_hash:
             raise UserError(
                 f"{found.path} belongs to another experiment or seed, so this one cannot go on from it: use another "
@@ -95,6 +115,8 @@ class Keeper:
                 record.say(f"removed {other.name}, which {why}")
         if self._found is not None:
             record.say(f"resumed from {self._found.path.name}")
+            if "data" not in self._found.state:
+                record.say(f"{self._found.path.name} {NO_DIGEST}")
         elif unfinished:
             record.say("no checkpoint to resume from: the run starts afresh")
 
@@ -126,6 +148,7 @@ class Keeper:
             "record_bytes": self._record.size(),
             "run_hash": self._run.run_hash,
             "images": self._images,
+            "data": self._data.to_mapping(),
         }
         return checkpoint.Snapshot(tensors, state)
 

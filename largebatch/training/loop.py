@@ -20,12 +20,13 @@ from largebatch.base.signals import FAULT, Signals
 from largebatch.data.source import Source, is_lost_loader, lost_loader
 from largebatch.models.build import check_shapes
 from largebatch.records.provenance import Run, provenance
-from largebatch.records.read import holds_run
-from largebatch.records.write import Record, Skipped, add_probe, ended_by
+from largebatch.records.read import DATA, holds_run
+from largebatch.records.write import Record, Skipped, add_probe, ended_by, write_json
 from largebatch.runtime.failure import give_up
 from largebatch.runtime.lock import owned
 from largebatch.runtime.watchdog import Hang, Watchdog
 from largebatch.runtime.world import World, leave
+from largebatch.training.agreement import check_agreement, check_digest
 from largebatch.training.cuda_graph import copied_aside
 from largebatch.training.keeper import Keeper
 from largebatch.training.learner import Learner, make_learner, open_data, start
@@ -57,6 +58,8 @@ def fit(run: Run) -> dict[str, Any]:
     world = start(config, placement)
     assert world.size == placement.processes, f"{placement.processes} processes were placed, {world.size} have joined"
     source = open_data(config, placement, world)
+    check_agreement(run, source, world)
+    check_digest(config, source.identity)
     config.check_size(source.train_images)
     shape = config.dataset
     check_shapes(config.model, source.classes, (config.n, shape.channels, shape.height, shape.width))
@@ -132,7 +135,7 @@ class Loop:
         self.record: Record | None = None
         self.sound = True  # whether the network that was validated last is finite, and so are its outputs
         self.started = self.epoch_started = time.monotonic()
-        self.keeper = Keeper(run, learner, [source.train_images, source.val_images])
+        self.keeper = Keeper(run, learner, [source.train_images, source.val_images], source.identity)
         self.journey = self.keeper.restore()
         self.started -= self.journey.seconds
         self.epoch_started -= self.journey.epoch_seconds
@@ -210,8 +213,10 @@ class Loop:
             name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
             origin = provenance(self.run, [name] * world.size)
             origin |= {"decoder": self.source.decoder, "notes": self.rates.notes()}
+            origin["data"] = {"digest": self.source.identity.digest, "classes": self.source.classes}
             origin["versions"] |= {"cuda": torch.version.cuda}
             self.record = Record.open(directory, self.config, origin, self.keeper.position)
+            write_json(directory / DATA, self.source.identity.to_mapping())
             (directory / "logs").mkdir(exist_ok=True)
             self.keeper.write_to(self.record, unfinished)
             for note in origin["notes"]:

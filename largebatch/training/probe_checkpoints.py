@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from largebatch.base.errors import UserError
+from largebatch.base.outcome import say
 from largebatch.config.run import Config
 from largebatch.records.read import read_config, read_probes, read_provenance
 from largebatch.records.write import add_probe
 from largebatch.runtime.placement import place
 from largebatch.runtime.world import hardware
 from largebatch.training import checkpoint
+from largebatch.training.agreement import NO_DIGEST
+from largebatch.training.keeper import check_state
 from largebatch.training.learner import make_learner, open_data, start
 from largebatch.training.prober import Prober
 
@@ -49,11 +51,10 @@ def probe_checkpoints(directory: Path, values: Mapping[str, Any], free: Sequence
         found = checkpoint.read(path)
         if found is None or checkpoint.iteration_of(path) in known:  # torn, or the best is one of the newest
             continue
-        if found.state["images"] != [source.train_images, source.val_images]:
-            raise UserError(
-                f"run={directory} was trained on {found.state['images']} training and validation images, and now there "
-                f"are {[source.train_images, source.val_images]}: name its data with dataset.root."
-            )
+        images = [source.train_images, source.val_images]
+        check_state(found, images, source.identity, f"run={directory}", "name them with dataset.root")
+        if "data" not in found.state and not measured:
+            say(f"run={directory} {NO_DIGEST}")
         checkpoint.unpack(found, learner.model, learner.optimizer)
         add_probe(directory, prober.measure(checkpoint.iteration_of(path)))
         known.add(checkpoint.iteration_of(path))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,7 +13,7 @@ from largebatch.base.errors import UserError
 from largebatch.config.pitfalls import PITFALLS
 from largebatch.config.run import Config
 from largebatch.data import sets
-from largebatch.data.layouts import open_splits
+from largebatch.data.layouts import open_splits, with_digest
 from largebatch.models import initialise, is_stochastic
 from largebatch.models.batchnorm import batchnorms
 from largebatch.models.build import build_on_meta
@@ -36,6 +38,8 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     """
     train_images, val_images, classes = _sizes(config)
     config.check_size(train_images)
+    with contextlib.suppress(UserError):  # where the images are not here, the run is named when they are
+        config = replace(config, dataset=with_digest(config.dataset))
     run = Run.of(config, placement)
     rates = config.rates(train_images)
     per_epoch = config.iterations_per_epoch(train_images)

@@ -62,7 +62,7 @@ def refused(words, config):
 
 def contents(opened):
     return [
-        [(int(split.labels[at]), split.read(at), split.size(at)) for at in range(len(split))]
+        [(int(split.labels[at]), split.read(at), int(split.sizes([at])[0])) for at in range(len(split))]
         for split in (opened.train, opened.val)
     ]
 
@@ -121,7 +121,7 @@ def test_images_of_one_class_are_ordered_by_name_then_by_container_and_place():
         (0, "000001.jpg", 0, 512),
         (0, "000000.jpg", 1, 0),
     ):
-        rows.add(label, name, file, (place, 1))
+        rows.add(label, name, file, (place, 1), 1)
     table = rows.table()
     assert [table.names[at] for at in range(6)][:1] == ["000000.jpg"]
     assert table.files.tolist() == [1, 0, 0, 1, 1, 0]
@@ -138,7 +138,7 @@ def test_names_of_any_bytes_come_back():
 def test_rows_that_no_set_of_images_has_are_refused():
     for label, name, words in ((-1, "a.jpg", "class -1"), (2**20, "a.jpg", "class 1048576"), (0, "a" * 256, "256 byt")):
         with pytest.raises(UserError, match=words):
-            Rows().add(label, name, 0, (0, 1))
+            Rows().add(label, name, 0, (0, 1), 1)
 
 
 # Class folders

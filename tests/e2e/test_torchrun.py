@@ -102,6 +102,31 @@ def test_a_mistake_is_said_once_whichever_rank_ends_first(tmp_path, late):
     assert printed.count("2 processes were started (WORLD_SIZE), which does not divide k=3") == 1, printed
 
 
+def test_ranks_with_other_data_are_refused_before_the_first_step(tmp_path):
+    """Two machines whose folders have the same number of images and of classes."""
+    for name, word in (("one", "coffee"), ("two", "tea")):
+        tree = make_tree(tmp_path / name, train=2, val=1)
+        for split in ("train", "val"):
+            (tree / split / "coffee").rename(tree / split / word)
+    program = tmp_path / "other.py"
+    program.write_text(
+        "import os\n"
+        "from largebatch.cli.main import main\n"
+        f"os.environ['LARGEBATCH_DATA'] = os.path.join({str(tmp_path)!r}, ['one', 'two'][int(os.environ['RANK'])])\n"
+        "main()\n"
+    )
+    here = tmp_path / "here"
+    here.mkdir()
+    words = ("dataset=imagefolder", "dataset.height=32", "dataset.width=32", "dataset.resize=32", "model=resnet8")
+    words += ("k=2", "n=2", "epochs=1", "device=cpu", "threads=1", "loader.workers=0")
+    command = ("torchrun", "--standalone", "--nproc_per_node=2", str(program), "train", *words, "run_dir=run")
+    status, printed = end(start(here, *command))
+    assert status != 0
+    sentence = "rank 1 does not train what rank 0 trains: its data differ: class 2 is 'motorcycle_left' there"
+    assert printed.count(sentence) == 1, printed
+    assert not (here / "run").exists()
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_a_fault_of_one_rank_in_the_middle_of_a_run_is_said_once(tmp_path, rank):
     program = tmp_path / "faulty.py"

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from largebatch.base.errors import Fault, UserError
+from largebatch.records.read import read_provenance
 from largebatch.reports.rows import remarks
 from largebatch.reports.selection import folded, select
 
@@ -280,3 +281,24 @@ def test_many_notes_of_a_kind_are_one_with_their_count(record, tmp_path):
     every = remarks(selection, every=True)
     assert [f"{one} is a record of the same run as {first}, with the same numbers: it is counted once." in every
             for one in again] == [True] * 5  # fmt: skip
+
+
+def test_image_folders_are_told_apart_by_digest_and_without_one_by_root(record, tmp_path):
+    folder = {"dataset.name": "imagefolder", "dataset.crop": "resized", "dataset.train_images": None}
+
+    def add(seed, root, digest=None, parent="runs"):
+        directory = record(settings={**folder, "dataset.digest": digest}, seed=seed, parent=f"{parent}/{root}")
+        (directory / "config.yaml").write_text(f'dataset:\n  root: "/{root}"\n')
+        return directory
+
+    old = {(root, seed): add(seed, root) for root in ("one", "two") for seed in (0, 1)}
+    new = {(root, seed): add(seed, root, "abc") for root in ("one", "three") for seed in (2, 3)}
+    add(4, "one", "def")
+    groups = select([str(tmp_path / "runs")], "none").groups
+    members = [{run.directory for run in group.runs} | {run.directory for run in group.duplicates} for group in groups]
+    assert {old["one", 0], old["one", 1]} in members
+    assert {old["two", 0], old["two", 1]} in members
+    assert set(new.values()) in members
+    assert len(groups) == 4
+    assert len({group.hash for group in groups}) == 4
+    assert read_provenance(old["one", 0])["experiment_hash"] == read_provenance(old["two", 0])["experiment_hash"]
