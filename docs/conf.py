@@ -21,7 +21,7 @@ exclude_patterns = ["_build", "jupyter_execute", "**/.ipynb_checkpoints"]
 
 # Links to headings of other pages are checked, as are links to pages and files.
 myst_heading_anchors = 3
-myst_enable_extensions = ["deflist", "dollarmath", "smartquotes"]
+myst_enable_extensions = ["deflist", "dollarmath"]
 
 # A notebook whose cells have not changed since the last build is not executed again; an error ends the build.
 nb_execution_mode = "cache"
@@ -35,6 +35,7 @@ python_use_unqualified_type_names = True
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 
+smartquotes = False  # --help would become a dash
 html_theme = "furo"
 html_title = "largebatch"
 html_static_path = ["_static"]

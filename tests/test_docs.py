@@ -57,3 +57,8 @@ def test_a_page_that_has_not_changed_is_left_alone(pages, tmp_path):
     before = page.stat().st_mtime_ns
     pages.write(page, "text\n")
     assert page.stat().st_mtime_ns == before
+
+
+def test_every_page_is_in_the_table_of_contents():
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").splitlines()
+    assert {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"} <= {*index}
