@@ -1,6 +1,8 @@
 """The generated pages of the commands hold what ``--help`` prints."""
 
+import ast
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -62,3 +64,15 @@ def test_a_page_that_has_not_changed_is_left_alone(pages, tmp_path):
 def test_every_page_is_in_the_table_of_contents():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8").splitlines()
     assert {path.stem for path in (ROOT / "docs").glob("*.md")} - {"index"} <= {*index}
+
+
+def documented():
+    """Yield the place and the docstring of every module, and of every public class and function in it."""
+    for path in sorted((*ROOT.glob("largebatch/**/*.py"), *ROOT.glob("hydra_plugins/**/*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and (text := ast.get_docstring(node)):
+                yield f"{path.relative_to(ROOT)}: {getattr(node, 'name', 'module')}", text
+
+
+def test_no_docstring_begins_with_a_question_word():
+    assert [place for place, text in documented() if re.match(r"(What|Where|Which|How|Who|Whose|When)\b", text)] == []

@@ -1,1 +1,1 @@
-"""How Hydra's sweeps (``-m``) start their arms. Every start of every Hydra program imports this: no torch."""
+"""Hand the arms of Hydra's sweeps (``-m``) to largebatch. Every Hydra program imports this when it starts: no torch."""

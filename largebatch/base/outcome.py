@@ -15,7 +15,7 @@ STATUS = {"done": 0, "stopped": 0, "diverged": DIVERGED, "failed": FAULT}
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call came to: exit status, and where there is one the run's directory and summary."""
+    """Result of a call: exit status and, if there is one, the run's directory and summary."""
 
     status: int
     directory: str = ""

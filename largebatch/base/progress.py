@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere."""
+"""Show progress while a run trains: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How fast this machine is at a run's parts, beside plain PyTorch: ratios with spread, measured in one go."""
+"""Measure the speed of a run's parts on this machine against plain PyTorch: ratios with intervals."""

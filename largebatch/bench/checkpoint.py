@@ -1,4 +1,4 @@
-"""What a checkpoint costs a run: the copy on the training path, and the write beside it."""
+"""Measure the cost of a checkpoint: the copy on the training path, and the write during training."""
 
 from __future__ import annotations
 

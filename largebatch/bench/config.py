@@ -1,4 +1,4 @@
-"""What is measured, and how often. Nothing here imports torch."""
+"""Configure ``largebatch bench``: measurements and repetitions. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WHAT = (*PARTS, "exchange", "checkpoint", "offload", "quantize", "profile", "dat
 
 @dataclass(frozen=True)
 class BenchConfig:
-    """What to measure, and how often.
+    """Measurements and their repetitions.
 
     Attributes:
         what: step, loader, exchange, checkpoint, offload, quantize, profile, data, or all for the first two.
@@ -61,5 +61,5 @@ class BenchConfig:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What is measured, in order."""
+        """Return the names of the measurements, in order."""
         return PARTS if self.what == "all" else (self.what,)

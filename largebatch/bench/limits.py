@@ -1,4 +1,4 @@
-"""What a step has to compute and to move, and how fast this machine does nothing but that."""
+"""Count the operations and bytes of a step, and measure this machine's speed at each alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WEIGHT_VISITS = 7
 
 @dataclass(frozen=True)
 class Work:
-    """What a forward and backward pass takes: ``operations`` and ``bytes`` an image, and the weights' own bytes.
+    """Cost of a forward and backward pass: ``operations`` and ``bytes`` per image, and the bytes of the weights.
 
     Bytes are those that no fusion saves: every convolution, linear layer, BatchNorm and pooling reads its input and
     writes its output, and on the way back reads both that input and its output's gradient, and writes its input's.

@@ -30,7 +30,7 @@ COLOUR_PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket")  # those that 
 
 @dataclass(frozen=True)
 class Loading:
-    """What the two loaders do: the files, batches of ``batch`` images, ``workers`` loader processes."""
+    """Work of the two loaders: the files, batches of ``batch`` images, ``workers`` loader processes."""
 
     files: DatasetConfig
     batch: int

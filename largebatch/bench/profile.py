@@ -1,4 +1,4 @@
-"""What ``largebatch predict`` needs to know of this machine: a pass, its spread, the exchange, the loader."""
+"""Measure a profile of this machine for ``largebatch predict``: a pass, its spread, the exchange, the loader."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ class Word:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a command takes, and how its ``--help`` teaches it.
+    """Keys of a command, and the texts of its ``--help``.
 
     Attributes:
         command: Its name, such as ``table``.

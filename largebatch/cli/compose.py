@@ -33,7 +33,7 @@ def configuration_directory() -> Path:
 
 @dataclass
 class Composed:
-    """What Hydra has made of a command line: the values of one call, or the arms of a sweep and its directory.
+    """Result of composing a command line: the values of one call, or the arms of a sweep and its directory.
 
     Hydra calls it, and a launcher of ours calls :meth:`sweep`. It only keeps the values: the work begins when Hydra is
     done, so that its faults are not worded by Hydra and its stack has no frame of Hydra's. Of --help and --cfg, which

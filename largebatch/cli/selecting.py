@@ -1,4 +1,4 @@
-"""What the commands that read runs have in common: which runs, which baseline, and what to warn of."""
+"""Select runs and their baseline, with warnings: shared by all commands that read runs."""
 
 from __future__ import annotations
 

@@ -184,7 +184,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True)
 class WarmupConfig:
-    """How a large minibatch starts.
+    """Warmup: the learning rate at the start of a large minibatch's run.
 
     Attributes:
         name: none, constant or gradual.
@@ -201,7 +201,7 @@ class WarmupConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """How the rate falls.
+    """Schedule: the decay of the learning rate.
 
     Attributes:
         name: step (× factor at each of the milestones) or cosine (to 0).
@@ -266,7 +266,7 @@ class LoaderConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When a checkpoint is written, and how many stay.
+    """Checkpoints: their intervals, and the number that is kept.
 
     Attributes:
         minutes: Minutes between two checkpoints, written beside training; 0: never.
@@ -286,7 +286,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ExchangeConfig:
-    """How the gradients of several processes are averaged.
+    """Exchange of gradients between processes.
 
     Attributes:
         bucket_mb: MiB that travel at a time, each bucket as soon as back-propagation has filled it: smaller ones start
@@ -314,7 +314,7 @@ class ExchangeConfig:
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """What is measured of how far k can grow: see `largebatch probe --help`.
+    """Probes of the largest useful k: see `largebatch probe --help`.
 
     Attributes:
         every: Epochs between two probes, one at the start too; auto: as often as takes 5 % of the run's
@@ -348,7 +348,7 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How a sweep treats what its directory holds already.
+    """Treatment of the runs that a sweep's directory already holds.
 
     Attributes:
         force: Run again what is done; the earlier record is moved to replaced/ in the sweep's directory.
@@ -359,7 +359,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class CertifyConfig:
-    """How an experiment is certified.
+    """Scope of ``largebatch certify``.
 
     Attributes:
         iterations: Steps that are compared, 3 or more.

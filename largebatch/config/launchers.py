@@ -9,7 +9,7 @@ from largebatch.base.errors import UserError, at_least
 
 @dataclass(frozen=True)
 class LauncherConfig:
-    """Who starts the processes of a run, or of a sweep's runs.
+    """Launcher of the processes of a run, or of a sweep's runs.
 
     Attributes:
         name: local or slurm.

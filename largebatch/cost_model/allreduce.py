@@ -1,4 +1,4 @@
-"""What adding gradients over p GPUs costs, by the α–β model: a message of b bytes takes α + bβ.
+"""Compute the time of adding gradients over p GPUs by the α–β model: a message of b bytes takes α + bβ.
 
 After Thakur, Rabenseifner and Gropp (2005). The arithmetic of the sums and congestion are left out.
 """

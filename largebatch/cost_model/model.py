@@ -18,7 +18,7 @@ MOST_GPUS = 65_536
 
 @dataclass(frozen=True)
 class Question:
-    """What is predicted besides k and the GPUs.
+    """Options of a prediction besides k and the GPUs.
 
     ``epochs`` of training, each with a validation; ``algorithm`` between nodes; ``stragglers`` are of a normal
     distribution with the measured mean and spread, of the measured steps themselves, or none.

@@ -1,4 +1,4 @@
-"""What is known of a machine: how long a pass takes, how fast gradients and images travel. Nothing imports torch."""
+"""Read and check profiles of machines: time of a pass, speed of gradients and images. Nothing imports torch."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Pass:
 
 @dataclass(frozen=True)
 class Link:
-    """What connects the GPUs of a node, or the nodes: the time of a message of b bytes is α + bβ.
+    """Link between the GPUs of a node, or between nodes: a message of b bytes takes α + bβ.
 
     ``latency_us`` is α, and ``gbit_per_second`` is 8/β/10⁹, in each direction at once: a GPU's where it is between
     ``gpus``, a node's where it is between ``nodes``.

@@ -1,4 +1,4 @@
-"""What was predicted, for people and for programs."""
+"""Write a prediction as text and as JSON."""
 
 from __future__ import annotations
 

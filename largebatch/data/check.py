@@ -34,7 +34,7 @@ IMAGENET = {"train": (1_281_167, 732, 1300), "val": (50_000, 50, 50)}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was found, a line for each finding.
+    """Result of ``data verify``: one line per finding.
 
     Attributes:
         images: How many were read.
@@ -54,7 +54,7 @@ class Verdict:
 
 
 class _Finding(NamedTuple):
-    """What one image is like: a digest of its bytes, empty where they cannot be read."""
+    """Result for one image: a digest of its bytes, empty if they cannot be read."""
 
     digest: bytes
     corrupt: str | None = None

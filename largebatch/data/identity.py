@@ -54,7 +54,7 @@ class SplitIdentity:
 
 @dataclass(frozen=True)
 class Place:
-    """Where two sets differ first: the split, the part (labels, keys, sizes), and the images first … last."""
+    """First difference of two sets: the split, the part (labels, keys, sizes), and the images first … last."""
 
     split: str
     part: str
@@ -76,7 +76,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Identity:
-    """What a data set is.
+    """Identity of a data set.
 
     Attributes:
         digest: 32 hexadecimal digits; equal for equal sets.

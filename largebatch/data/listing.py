@@ -1,4 +1,4 @@
-"""What an index lists: the images of both splits, in one order whatever they lie in."""
+"""List the images of both splits, in one order for every layout."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ _NUMBERED = re.compile(r"(?P<before>.*?)(?P<number>\d+)(?:-of-(?P<total>\d+).*|(
 
 @dataclass(frozen=True)
 class Layout:
-    """What lies below a directory.
+    """Layout that was recognised in a directory.
 
     Attributes:
         name: One of the names above.

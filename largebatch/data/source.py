@@ -87,7 +87,7 @@ def upload(values: Tensor, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True)
 class Target:
-    """Where and how batches are wanted: device, float32 or float64, and the memory format."""
+    """Target of batches: device, float32 or float64, and memory format."""
 
     device: torch.device
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""Which sample goes where: a function of the seed and the logical place alone, never of the hardware.
+"""Order samples by seed and logical position alone, never by the hardware.
 
 Worker j of iteration t takes the j-th slice of n of the t-th slice of kn of one permutation of the training set
 an epoch (remark 4 of the paper). Every random choice is a hash (splitmix64) of the seed, the epoch and the

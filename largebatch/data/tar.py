@@ -98,7 +98,7 @@ def members(read: Read, start: int, stop: int, archive: str) -> Iterator[Member]
 
 
 class _Extensions(NamedTuple):
-    """What extended headers say of the file that follows them."""
+    """Values of extended headers for the file that follows them."""
 
     headers: int = 0
     name: str | None = None

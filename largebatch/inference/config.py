@@ -1,4 +1,4 @@
-"""What ``largebatch eval`` is asked. Nothing here imports torch."""
+"""Configure ``largebatch eval``. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def byte_count(key: str, text: str) -> int:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """What is evaluated, and how its weights share the device.
+    """Configuration of an evaluation, and of the memory of its weights.
 
     Attributes:
         run: A recorded run's directory.

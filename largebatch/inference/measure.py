@@ -27,7 +27,7 @@ ON_HOST = World(rank=0, size=1, device=torch.device("cpu"))
 
 @dataclass(frozen=True)
 class Measured:
-    """What one evaluation gave and took.
+    """Results, time and memory of one evaluation.
 
     Attributes:
         members: Each network's own figures, by its name.

@@ -1,4 +1,4 @@
-"""What each way of offloading would take, before anything is evaluated."""
+"""Predict memory and traffic of each offloading mode, before anything is evaluated."""
 
 from __future__ import annotations
 

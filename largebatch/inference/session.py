@@ -30,7 +30,7 @@ from largebatch.training.validation import BATCH, validation_cuts
 
 @dataclass(frozen=True)
 class Session:
-    """What is evaluated, where, and on which images.
+    """Networks, device and images of an evaluation.
 
     Attributes:
         asked: The user's words.

@@ -1,4 +1,4 @@
-"""What is evaluated: the networks and data of recorded runs, or of a composed configuration and a file of weights."""
+"""Load networks and data of recorded runs, or of a composed configuration and a file of weights."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Subject:
 
     @property
     def recorded(self) -> dict[str, float] | None:
-        """What the run recorded of a validation with these weights: errors in %, and the loss."""
+        """Return the run's recorded validation with these weights: errors in %, and the loss."""
         if self.run is None or self.iteration is None or not self.run.epochs_done:
             return None
         epochs = self.run.epochs

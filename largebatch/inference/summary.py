@@ -1,4 +1,4 @@
-"""What an evaluation says: as a mapping with stable keys, as text, and as a line of each run's record.
+"""Report an evaluation: as a mapping with stable keys, as text, and as a line of each run's record.
 
 A line of ``evaluations.jsonl`` is the mapping that :func:`evaluate` returns. Errors are in %, sizes in bytes.
 """

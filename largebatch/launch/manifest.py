@@ -44,7 +44,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Resources:
-    """What a task asks a scheduler for, in all; null where nobody allots it.
+    """Resources that a task requests from a scheduler, in total; null if none are allotted.
 
     ``processes`` are its ranks, shared out evenly over ``nodes``, as are its ``gpus``.
     """

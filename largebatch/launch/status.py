@@ -1,4 +1,4 @@
-"""Where the tasks of a sweep stand: from their records, from whether their owners live, and from the scheduler."""
+"""Determine the states of a sweep's tasks from their records, their owners' locks and the scheduler."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WITHOUT_A_WORD = "its process ended without a word: it was killed, or the machin
 
 
 class Scheduled(Protocol):
-    """What a scheduler knows of a task; ``state`` and ``reason`` are its own words."""
+    """A scheduler's view of a task; ``state`` and ``reason`` are the scheduler's terms."""
 
     @property
     def queued(self) -> bool:
@@ -41,12 +41,12 @@ class Scheduled(Protocol):
 
     @property
     def restarts(self) -> int:
-        """How often it queued again."""
+        """Return the number of times that it was requeued."""
 
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a task stands.
+    """State of a task.
 
     ``state`` is waiting (nothing has started it yet), queued (at the scheduler), running, done, stopped (early, as
     ``iterations`` said), diverged, interrupted (it goes on where it stopped) or failed. ``epoch`` is a fraction of

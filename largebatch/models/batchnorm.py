@@ -35,7 +35,7 @@ class Peers(Protocol):
 
     @property
     def size(self) -> int:
-        """How many there are."""
+        """Return the number of groups."""
 
     def broadcast(self, values: Tensor) -> None:
         """Give all of them the first one's values."""

@@ -179,7 +179,7 @@ def _gradient_kernel(
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a batch lies in memory, and how the kernels share it out."""
+    """Memory layout of a batch, and its division among the kernels."""
 
     format: torch.memory_format
     grid: tuple[int, int, int]  # channel tiles, spans of rows, groups

@@ -125,7 +125,7 @@ def each(model: nn.Module, batches: Iterable[Tensor], batches_per_load: int = 1)
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """How models are cut for ``submodule`` once their first passes have been seen.
+    """Cut of models for ``submodule`` after their first passes.
 
     Attributes:
         grouping: The cut.

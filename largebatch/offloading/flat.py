@@ -26,7 +26,7 @@ class Region:
 
     @property
     def size(self) -> int:
-        """What it takes in a flat buffer, in bytes."""
+        """Return its size in a flat buffer, in bytes."""
         return -(-max(self.stop - self.start, 1) // ALIGNMENT) * ALIGNMENT
 
 
@@ -92,7 +92,7 @@ def _span(tensor: Tensor) -> tuple[int, int, int]:
 
 @dataclass(frozen=True)
 class _Place:
-    """How a tensor lies in a flat buffer: its first byte there and in its region, and how those bytes are read."""
+    """Position of a tensor in a flat buffer: its first byte there and in its region, and the type of those bytes."""
 
     start: int
     within: int

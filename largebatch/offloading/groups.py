@@ -1,4 +1,4 @@
-"""Which weights travel together: a model cut into parts, by its layers, its blocks, or equal bytes."""
+"""Cut a model into groups of weights that are copied together: by layers, blocks, or equal bytes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Grouping:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a pass has shown of a model: who reads weights of modules that it does not call.
+    """Weights that modules read without calling the owner, as learned in a pass.
 
     Attributes:
         readers: Modules that read weights below them: each is brought as a whole.

@@ -70,7 +70,7 @@ class Turn:
 
 
 class _Setting:
-    """What PyTorch keeps for a thread, as it is in the thread that makes this, for computing on ``device``."""
+    """PyTorch's settings of a thread, copied from the thread that makes this, for computing on ``device``."""
 
     def __init__(self, device: torch.device) -> None:
         self._inference, self._grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()

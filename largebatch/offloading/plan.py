@@ -1,4 +1,4 @@
-"""What each mode of offloading would cost, before anything is evaluated."""
+"""Predict the cost of each offloading mode, before anything is evaluated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Bus:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a mode would do with some models and a number of batches.
+    """Predicted memory and traffic of a mode for some models and a number of batches.
 
     Attributes:
         mode: none, submodule or model.

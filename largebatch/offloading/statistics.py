@@ -1,4 +1,4 @@
-"""What was moved, and how much of it was on the device at a time."""
+"""Count the bytes that were moved, and those on the device at a time."""
 
 from __future__ import annotations
 

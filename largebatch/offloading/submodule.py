@@ -28,7 +28,7 @@ from largebatch.offloading.watch import address
 
 @dataclass(frozen=True)
 class Cut:
-    """How a grouping was asked for: see :func:`largebatch.offloading.groups.cut`."""
+    """Requested grouping: see :func:`largebatch.offloading.groups.cut`."""
 
     kind: str
     budget: int | None
@@ -78,7 +78,7 @@ class Submodules(Passes):
 
     @property
     def grouping(self) -> Grouping:
-        """How the models are cut now."""
+        """Return the current cut of the models."""
         return self._grouping
 
     def is_learned(self, name: str) -> bool:

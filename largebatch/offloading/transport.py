@@ -1,4 +1,4 @@
-"""How weights travel to a device: a few operations, for CUDA and for the CPU itself.
+"""Copy weights to a device: a few operations, for CUDA and for the CPU.
 
 A slot is a piece of device memory. Between :meth:`Transport.copy` and :meth:`Transport.wait` its content is on the
 way; after :meth:`Transport.record` it may be written over. Nothing travels back.
@@ -27,7 +27,7 @@ class Slot:
 
 
 class Transport(Protocol):
-    """What moves weights."""
+    """Operations that copy weights."""
 
     device: torch.device
 

@@ -1,4 +1,4 @@
-"""What a model does to weights during its first pass, beyond calling its modules."""
+"""Watch accesses to weights during a model's first pass, except calls of its modules."""
 
 from __future__ import annotations
 

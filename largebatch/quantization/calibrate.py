@@ -75,7 +75,7 @@ class Histogram:
 
     @property
     def count(self) -> int:
-        """How many values were counted."""
+        """Return the number of values that were counted."""
         return self.zeros + int(self._counts.sum())
 
     def bins(self) -> tuple[Tensor, Tensor]:

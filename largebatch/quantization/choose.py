@@ -1,4 +1,4 @@
-"""Which engine computes a network in integers here."""
+"""Choose the engine that computes an integer network on this machine."""
 
 from __future__ import annotations
 

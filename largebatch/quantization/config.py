@@ -1,4 +1,4 @@
-"""What ``largebatch quantize`` is asked. Nothing here imports torch."""
+"""Configure ``largebatch quantize``. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FORMATS = ("onnx",)
 
 @dataclass(frozen=True)
 class QuantizeConfig:
-    """How a network becomes integers.
+    """Configuration of a quantization.
 
     Attributes:
         run: A recorded run's directory.

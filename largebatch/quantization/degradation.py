@@ -1,4 +1,4 @@
-"""What integers cost: top-1 before and after on the same images, what each layer loses, what ran, size and speed."""
+"""Measure the cost of integers: top-1 before and after on the same images, losses by layer, operators, size, speed."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ WORST = 3  # layers that are named
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network says of a set: ``predicted`` and ``labels``, int64 (images,)."""
+    """Predictions of a network: ``predicted`` and ``labels``, int64 (images,)."""
 
     predicted: Tensor
     labels: Tensor
 
     @property
     def wrong(self) -> Tensor:
-        """Which are wrong, (images,); what cannot be read is."""
+        """Return which predictions are wrong, bool (images,); images that cannot be read count as wrong."""
         return self.predicted != self.labels
 
     @property

@@ -135,7 +135,7 @@ class _Made:
 
 
 class _Import:
-    """What is known of a program's values so far."""
+    """State of an import: the values of a program so far."""
 
     def __init__(self, program: ExportedProgram, model: str) -> None:
         self.program, self.model = program, model
@@ -291,7 +291,7 @@ class _Import:
 
 
 class _Arguments:
-    """What an operator is given, in JSON's types, with references to tensors."""
+    """Arguments of an operator, in JSON's types, with references to tensors."""
 
     def __init__(self, known: _Import, target: str) -> None:
         self._import, self._target = known, target

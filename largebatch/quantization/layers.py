@@ -1,4 +1,4 @@
-"""What each layer of a network loses in integers."""
+"""Measure the loss of each layer of an integer network."""
 
 from __future__ import annotations
 

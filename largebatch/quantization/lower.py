@@ -49,7 +49,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is made of integers.
+    """Options for lowering a network to integers.
 
     Attributes:
         bits: Of weights and activations, 2 to 8.

@@ -84,7 +84,7 @@ INTEGER = (*HEAVY, "add", "multiply", "average_pool", "concatenate", "lookup", "
 
 @dataclass(frozen=True)
 class Quantization:
-    """How the integers of a tensor are read: real value = scale · (integer − zero_point).
+    """Scale and zero point of a tensor: real value = scale · (integer − zero_point).
 
     Attributes:
         scale: Above 0; a number that float32 holds exactly.
@@ -189,11 +189,11 @@ Program = Callable[
 
 
 class Engine(Protocol):
-    """What computes a network."""
+    """Interface of an engine, which computes a network."""
 
     @property
     def name(self) -> str:
-        """What users call it."""
+        """Return the name that users give."""
 
     def available(self) -> str | None:
         """Return None where it can run here, else why not and what would do, as a sentence."""

@@ -33,7 +33,7 @@ PRODUCTS = ("conv", "linear", "mm", "matmul", "einsum", "attention")
 
 @dataclass(frozen=True)
 class Proof:
-    """What ran in one pass.
+    """Operators that ran in one pass.
 
     Attributes:
         operators: Calls by the name that the profiler knows, convolutions and matrix products alone.

@@ -64,7 +64,7 @@ class Run:
 
     @property
     def experiment(self) -> Mapping[str, Any]:
-        """What defines the experiment: equal for runs that differ by their seed alone."""
+        """Return the hash of the experiment: equal for runs that differ by their seed only."""
         values: Mapping[str, Any] = self.provenance["experiment"]
         return values
 
@@ -92,7 +92,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """How it ended: done, diverged; or unfinished: running, stopped, interrupted, failed."""
+        """Return its status: done, diverged; or unfinished: running, stopped, interrupted, failed."""
         return str(self.summary["status"])
 
     @property

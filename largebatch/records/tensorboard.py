@@ -1,4 +1,4 @@
-"""What TensorBoard is told of a run: scalars under readable tags, and the experiment's values as its hparams.
+"""Write TensorBoard's files: scalars under readable tags, and the experiment's values as hparams.
 
 ``tensorboard --logdir runs`` then compares the runs of a sweep by their values. Seeds of one experiment are one trial,
 whose metrics TensorBoard averages.

@@ -111,7 +111,7 @@ def ended_by(error: BaseException) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Position:
-    """Where a checkpoint stands: the iteration, and the length of ``metrics.jsonl`` in bytes."""
+    """Position of a checkpoint: the iteration, and the length of ``metrics.jsonl`` in bytes."""
 
     iteration: int
     record_bytes: int

@@ -1,1 +1,1 @@
-"""What recorded runs say: selection, statistics, tables and figures. Reads records, never a model."""
+"""Report recorded runs: selection, statistics, tables and figures. Reads records, never a model."""

@@ -1,4 +1,4 @@
-"""How large a minibatch a task bears, from what was measured along one run, and what training showed.
+"""Answer how large k may be, from probes of one run, and compare with trained runs.
 
 The rule. Of the probes at the full rate, after the paper's share of warmup (5/90 of the run) and before the first
 decay:
@@ -65,7 +65,7 @@ class Probed:
 
     @property
     def steps(self) -> int:
-        """How many small steps every probe followed; later ones may have been made with another probe.steps."""
+        """Return the number of small steps of every probe; later ones may have another probe.steps."""
         return min(len(line["end_point"]) for line in self.lines)
 
     def at_full_rate(self) -> list[Line]:
@@ -104,7 +104,7 @@ def open_probed(directory: Path) -> Probed:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the rule says.
+    """Answer of the rule.
 
     Attributes:
         probes: How many it counted.
@@ -228,7 +228,7 @@ def _warmup(probed: Probed, k: int) -> tuple[bool | None, float | None, tuple[in
 
 @dataclass(frozen=True)
 class Trained:
-    """What training showed of one kind of warmup: the verdict of every k against the baseline, by rising k.
+    """Trained runs with one kind of warmup: the verdict of every k against the baseline, by rising k.
 
     ``error`` is the mean final error in %, None where there is none.
     """

@@ -26,7 +26,7 @@ THEME |= {"#444444": "var(--muted)"} | {colour: f"var(--c{number})" for number, 
 
 @dataclass(frozen=True)
 class Value:
-    """What a group has at some x: its number on the page (None: it cannot be hidden), and the value in words."""
+    """Value of a group at some x: its number on the page (None: it cannot be hidden), and the value as text."""
 
     group: int | None
     text: str

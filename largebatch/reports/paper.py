@@ -1,4 +1,4 @@
-"""What the paper published, beside what our runs say."""
+"""Compare runs with the paper's published results."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ SHOWN = ("k", "n", "warmup.name", "warmup.epochs", "lr.base", "lr.base_minibatch
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """What the runs of a group say.
+    """Statistics of the runs of a group.
 
     Attributes:
         group: The runs.

@@ -1,4 +1,4 @@
-"""Which runs belong together, and which of them are the baseline."""
+"""Group runs by experiment, and find the baseline."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class Group:
 
     @property
     def label(self) -> str:
-        """What people call it; groups of one comparison may need :func:`Selection.differing` too."""
+        """Return a short name; groups of one comparison may need :func:`Selection.differing` too."""
         mistake = "" if self.pitfall == "none" else f", pitfall {self.pitfall}"
         warmup = "no warmup" if self.warmup == "none" else f"{self.warmup} warmup"
         return f"kn = {self.minibatch}, η = {self.reference_rate:g}, {warmup}{mistake}"
@@ -129,7 +129,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Selection:
-    """What a report is about.
+    """Runs of a report: groups, baseline and notes.
 
     Attributes:
         groups: The baseline first where there is one, then by kn, n, rate and the rest.

@@ -1,4 +1,4 @@
-"""What several seeds say: differences, equivalence, and curves that meet.
+"""Compute statistics over seeds: differences, equivalence, and curves that meet.
 
 Equivalence is shown by two one-sided tests (Schuirmann, 1987): that the difference of two means is above −margin,
 and that it is below +margin. Means may have unequal variances (Welch).

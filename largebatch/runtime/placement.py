@@ -1,4 +1,4 @@
-"""Where a run's workers are: a decision from the configuration and the hardware, which no result depends on."""
+"""Place a run's workers from the configuration and the hardware; no result depends on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from largebatch.config.run import Config
 
 @dataclass(frozen=True)
 class Hardware:
-    """What this machine offers. ``bf16`` says whether its accelerator (or processor) multiplies in bf16."""
+    """Hardware of this machine. ``bf16``: whether its accelerator (or processor) multiplies in bf16."""
 
     cores: int
     gpus: int
@@ -22,7 +22,7 @@ class Hardware:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where k workers run: changes the time a run takes, never its result.
+    """Placement of k workers: changes the time of a run, never its result.
 
     ``processes`` is P; a process owns ``workers`` = k/P consecutive workers and computes ``workers_per_pass`` of
     them in one forward pass. ``threads`` are a process's CPU threads, ``cores`` its share of the machine's.

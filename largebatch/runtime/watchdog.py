@@ -36,7 +36,7 @@ def unwatched(batches: Iterable[T], doing: str) -> Iterator[T]:
 
 @dataclass(frozen=True)
 class Beat:
-    """What a process last said of itself: looks so far, batches so far, iteration, and what it does."""
+    """Last report of a process: number of checks, number of batches, iteration, and activity."""
 
     looks: int
     batches: int

@@ -1,4 +1,4 @@
-"""What keeps a GPU from waiting for its processor: steps that are recorded once, batches that are copied aside."""
+"""Keep a GPU from waiting for its processor: record a step once, and copy batches on a stream of their own."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class SmallStep:
 
 @dataclass
 class Following:
-    """What k small steps from w_t, and the same k minibatches at w_t, say.
+    """Gradients of k small steps from w_t, and of the same k minibatches at w_t.
 
     Attributes:
         cosine: Of ∇l(B_j, w_t) and ∇l(B_j, w_{t+j}), for j = 1 … k − 1.

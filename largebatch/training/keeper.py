@@ -17,7 +17,7 @@ from largebatch.training.meter import Sums
 
 @dataclass
 class Journey:
-    """How far a run has come: with the tensors, all that a checkpoint holds."""
+    """Progress of a run: with the tensors, the contents of a checkpoint."""
 
     iteration: int = 0
     epoch: Sums = field(default_factory=Sums)
@@ -71,7 +71,7 @@ class Keeper:
 
     @property
     def position(self) -> Position | None:
-        """Where the checkpoint stands that the run goes on from, None for a run that starts afresh."""
+        """Return the position of the checkpoint that the run continues from; None for a new run."""
         if self._found is None:
             return None
         return Position(int(self._found.state["iteration"]), int(self._found.state["record_bytes"]))

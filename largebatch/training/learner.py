@@ -32,7 +32,7 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "
 
 @dataclass
 class Learner:
-    """What a step reads and changes, on this process's device.
+    """State that a step reads and changes, on this process's device.
 
     ``loss_factor`` multiplies a worker's summed cross-entropy before its backward pass: 1/kn, times the number of
     processes where the exchange divides by it. ``stochastic`` says whether the network draws random numbers (dropout).

@@ -75,7 +75,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a process would like to happen after this iteration; all agree on what any of them wishes."""
+    """Actions that a process requests after this iteration; all processes take each other's requests."""
 
     interrupt: bool = False
     end: bool = False

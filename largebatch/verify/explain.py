@@ -1,4 +1,4 @@
-"""What ``train`` would do, from the configuration alone: no data are read, nothing is trained."""
+"""Explain the plan of ``train`` from the configuration alone: no data are read, nothing is trained."""
 
 from __future__ import annotations
 

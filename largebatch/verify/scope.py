@@ -25,7 +25,7 @@ TOLERANCES = {"fp64": 1e-10, "fp32": 2e-3, "tf32": 2e-2, "bf16": 5e-2}
 
 @dataclass(frozen=True)
 class Plan:
-    """What is certified: the compressed configuration, where, and what was changed to make it fit."""
+    """Scope of a certificate: the reduced configuration, the processes, and the changes that make it fit."""
 
     config: Config
     iterations: int

@@ -1,1 +1,1 @@
-"""What computes a network in integers, each on its own hardware."""
+"""Engines that compute an integer network, each on its own hardware."""

@@ -32,7 +32,7 @@ LINE, LABELS = 0.4, 0.6  # inches that a line of the legend takes, and the label
 
 @dataclass(frozen=True)
 class CurveOptions:
-    """What is drawn against what.
+    """Quantities on the axes, and the curves that are shown.
 
     Attributes:
         metric: One of ``METRICS``.

@@ -1,4 +1,4 @@
-"""What probes measured: drift against the small steps, noise scale and sharpness against the epochs."""
+"""Draw probes: drift against the small steps, noise scale and sharpness against the epochs."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ PER_GPU = 32  # samples
 
 @dataclass(frozen=True)
 class Told:
-    """What a model says of an iteration of kn samples on ``gpus`` GPUs, in s: whole, and without stragglers."""
+    """Predicted time of an iteration of kn samples on ``gpus`` GPUs, in s: in total, and without stragglers."""
 
     kn: int
     gpus: int

@@ -1,4 +1,4 @@
-"""How figures look: readable at the size of a slide, for every kind of colour vision, and in black and white."""
+"""Style figures: readable at the size of a slide, for every kind of colour vision, and in black and white."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GRID, SHADE = "#d9d9d9", "#ececec"
 
 @dataclass(frozen=True)
 class Look:
-    """How a group is drawn: by colour, and without colour by its dashes and markers."""
+    """Line style of a group: a colour, and dashes and markers for print without colour."""
 
     colour: str
     dashes: Any

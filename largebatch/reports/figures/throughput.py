@@ -26,7 +26,7 @@ WITHOUT_EFFECT = ("k", "warmup.", "schedule.", "lr.", "epochs", "pitfall", "bn."
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast the runs of one kind were: images/s of each, its median over the epochs.
+    """Speed of the runs of one kind: images/s of each, its median over the epochs.
 
     ``minibatch`` is in samples, ``processes`` their number.
     """
