@@ -58,9 +58,9 @@ def heavy_imports(tmp_path):
     [
         ("--help", set()),
         ("explain", set()),
-        ("explain experiment=imagenet_1h", HEAVY),
+        pytest.param("explain experiment=imagenet_1h", HEAVY, marks=pytest.mark.slow),
         ("train epochs=1", set()),
-        ("train epochs=1 k=2 processes=2 exact=true", set()),
+        pytest.param("train epochs=1 k=2 processes=2 exact=true", set(), marks=pytest.mark.slow),
     ],
 )
 def test_only_what_a_run_uses_is_imported(heavy_imports, words, used):

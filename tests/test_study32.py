@@ -162,6 +162,7 @@ def two_short_runs(study, monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_stopped_and_collects_what_is_over(study, two_short_runs, capfd):
     study.run_all(jobs=2)
     assert {*study.finished(study.RUNS, study.RECORDS)} == {"first", "second"}

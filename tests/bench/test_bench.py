@@ -245,6 +245,7 @@ def test_a_word_after_bench_says_what_is_measured(words, values):
     assert cli._named_part(words) == values
 
 
+@pytest.mark.slow
 def test_an_exchange_between_two_processes_has_stable_keys(capfd):
     assert cli.run(["bench", "exchange", *TINY, "bench.repeats=2", "format=json"]) == 0
     facts = json.loads(capfd.readouterr().out)

@@ -85,6 +85,7 @@ def profile_of():
     return lambda **changes: build(Profile, values | changes)
 
 
+@pytest.mark.slow
 def test_a_profile_of_two_processes(compose):
     config = compose(*TINY, "dataset=synthetic_small", "dataset.pad=1")
     values = measured.measure(config, repeats=4)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm
 from processes import Run
 
 Done = subprocess.CompletedProcess[str]
@@ -12,9 +13,14 @@ Done = subprocess.CompletedProcess[str]
 
 @pytest.fixture
 def largebatch(tmp_path) -> Callable[..., Done]:
-    """Return a function that runs the installed command in an empty directory, and returns its output and status."""
+    """Return a function that runs the command in an empty directory, and returns its output and status.
+
+    Where the environment is another one, the interpreter starts anew.
+    """
 
     def run(*arguments: str, **environment: str) -> Done:
+        if not environment:
+            return warm.command(arguments, tmp_path, dict(os.environ))
         return subprocess.run(
             [Path(sys.executable).with_name("largebatch"), *arguments],
             cwd=tmp_path,

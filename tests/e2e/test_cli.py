@@ -11,21 +11,24 @@ from processes import BIN
 
 from largebatch.cli.main import COMMANDS
 
-# What bash does at the TAB key, without a terminal.
+# What bash does at the TAB key, without a terminal: a line of what it offers for each argument.
 PRESS_TAB = """
 eval "$(largebatch -sc install=bash)"
-COMP_LINE=$1 COMP_POINT=${#1} COMP_WORDS=($1)
-[[ $1 == *" " ]] && COMP_WORDS+=("")
-COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
-hydra_bash_completion
-echo "${COMPREPLY[@]}"
+for line; do
+  COMP_LINE=$line COMP_POINT=${#line} COMP_WORDS=($line)
+  [[ $line == *" " ]] && COMP_WORDS+=("")
+  COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+  COMPREPLY=()
+  hydra_bash_completion
+  echo "${COMPREPLY[@]}"
+done
 """
 
 
-def press_tab(line: str, directory: Path) -> list[str]:
+def press_tab(lines: list[str], directory: Path) -> list[list[str]]:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
-        ["bash", "-c", PRESS_TAB, "bash", line],
+        ["bash", "-c", PRESS_TAB, "bash", *lines],
         cwd=directory,
         env={**os.environ, "PATH": path},
         capture_output=True,
@@ -33,7 +36,7 @@ def press_tab(line: str, directory: Path) -> list[str]:
         check=True,
     )
     assert done.stderr == ""
-    return done.stdout.split()
+    return [line.split() for line in done.stdout.splitlines()]
 
 
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("-h",), ("help",)])
@@ -172,25 +175,18 @@ def test_help_and_submitting_need_no_torch(largebatch, tmp_path):
     assert "torch was imported" in largebatch("explain", PYTHONPATH=str(tmp_path)).stderr
 
 
-@pytest.mark.parametrize(
-    ("line", "expected"),
-    [
-        ("largebatch tr", ["train"]),
-        ("largebatch train epo", ["epochs="]),
-        ("largebatch  explain  form", ["format="]),
-        ("largebatch train lr.", ["lr.base=", "lr.base_minibatch=", "lr.scaling="]),
-        ("largebatch train warmup=", ["warmup=constant", "warmup=gradual", "warmup=none"]),
-        ("largebatch train -m k=1,8 model=resnet5", ["model=resnet50", "model=resnet56"]),
-        ("largebatch train k=a=b mod", []),
-        ("largebatch nonsense k", []),
-    ],
-)
-def test_completion_in_bash(tmp_path, line, expected):
-    assert press_tab(line, tmp_path) == expected
-
-
-def test_completion_of_commands_and_of_every_key(tmp_path):
-    assert set(press_tab("largebatch ", tmp_path)) == set(COMMANDS)
-    assert {"k=", "n=", "seed=", "run_dir=", "model=", "experiment=", "lr."} <= set(
-        press_tab("largebatch train ", tmp_path)
-    )
+def test_completion_in_bash(tmp_path):
+    expected = {
+        "largebatch tr": ["train"],
+        "largebatch train epo": ["epochs="],
+        "largebatch  explain  form": ["format="],
+        "largebatch train lr.": ["lr.base=", "lr.base_minibatch=", "lr.scaling="],
+        "largebatch train warmup=": ["warmup=constant", "warmup=gradual", "warmup=none"],
+        "largebatch train -m k=1,8 model=resnet5": ["model=resnet50", "model=resnet56"],
+        "largebatch train k=a=b mod": [],
+        "largebatch nonsense k": [],
+    }
+    *offers, commands, keys = press_tab([*expected, "largebatch ", "largebatch train "], tmp_path)
+    assert dict(zip(expected, offers, strict=True)) == expected
+    assert set(commands) == set(COMMANDS)
+    assert {"k=", "n=", "seed=", "run_dir=", "model=", "experiment=", "lr."} <= set(keys)

@@ -73,6 +73,7 @@ def all_reports(tmp_path, with_page=True):
     return dict(selection.corrupt)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:constrained_layout not applied")  # a legend of 400 digits takes all the room
 @pytest.mark.parametrize("file", ["provenance.json", "summary.json"])
 def test_any_value_in_the_place_of_any_other(record, tmp_path, file):
@@ -102,6 +103,7 @@ def test_any_value_in_the_place_of_any_other(record, tmp_path, file):
     assert left_out > {"provenance.json": 200, "summary.json": 30}[file]
 
 
+@pytest.mark.slow
 def test_any_value_in_an_epochs_line(record, tmp_path):
     record(10.0, k=8, seed=1)
     victim = record([50.0, 40.0], k=16, seed=0, status="running", parent="whole")

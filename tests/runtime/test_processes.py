@@ -39,6 +39,7 @@ def notify(here):
     signal.pause()
 
 
+@pytest.mark.slow
 def test_a_notice_that_ends_the_ranks_is_no_loss_of_one(tmp_path):
     """Else they would be started again, and the notice forgotten."""
     with pytest.raises(Stopped, match=r"^stopped by SIGUSR1$"):
