@@ -1,13 +1,17 @@
 import functools
+import importlib
 import os
+import shutil
 import signal
 import sys
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
 import pytest
 
+from largebatch.base import user_code
 from largebatch.cli.compose import configuration_directory
 from largebatch.config.run import Config
 
@@ -53,6 +57,28 @@ def one_thread():
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_code(tmp_path, monkeypatch) -> Iterator[Callable[..., Path]]:
+    """Return a function that writes a user's own modules, text by name, to an empty working directory."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(user_code, "_ROOTS", {})
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+
+    def write(**modules: str) -> Path:
+        for name, text in modules.items():
+            (tmp_path / f"{name}.py").write_text(textwrap.dedent(text), encoding="utf-8")
+            sys.modules.pop(name, None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)  # of a text that is as long and as old
+        return tmp_path
+
+    yield write
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @functools.cache  # composing takes a fifth of a second, and a configuration is frozen

@@ -87,7 +87,7 @@ def make_ours(config: Config, placement: Placement) -> Ours:
     source = open_data(config, placement, world)
     config.check_size(source.train_images)
     stream = sample_stream(config, source.train_images)
-    learner = make_learner(config, placement, world, source.classes)
+    learner = make_learner(config, placement, world, source.classes, source.sample)
     return Ours(learner, source, stream, make_step(learner))
 
 

@@ -106,6 +106,8 @@ def for_hydra(command: str, arguments: Sequence[str], kinds: Mapping[str, Any]) 
             lists.setdefault(key, []).extend(map(_quote, paths(text)) if is_path(kind) else pieces(text))
             continue
         done[key] = text
+        if ".kwargs." in key:  # one argument of a callable, which no configuration of ours names
+            name = f"++{key}"
         others.append(f"{name}={_one(key, text, kind, sweeping)}")
     return [*flags, *others, *(f"{key}=[{','.join(values)}]" for key, values in lists.items())]
 

@@ -16,6 +16,7 @@ from largebatch.base.errors import Fault, UserError, nearest
 from largebatch.base.files import DISK_TROUBLE
 from largebatch.base.outcome import FAULT, MISTAKE, Unbreakable
 from largebatch.base.signals import INTERRUPTED
+from largebatch.base.user_code import worded
 from largebatch.bench.config import WHAT
 from largebatch.cli.arguments import is_asked_for_help, verb_first
 from largebatch.cli.command import Command, PlainCommand
@@ -61,7 +62,8 @@ def main() -> NoReturn:
     """Run the command line, and exit with its status."""
     sys.stderr = Unbreakable.of(sys.stderr)
     try:
-        status = run(sys.argv[1:])
+        with worded():
+            status = run(sys.argv[1:])
     except UserError as error:
         tell(f"largebatch: {error}")
         status = MISTAKE

@@ -62,6 +62,8 @@ def _convert(kind: Any, value: Any, key: str) -> Any:
             return float(value)
         if option is int and isinstance(value, float) and value.is_integer():
             return int(value)
+        if typing.get_origin(option) is Mapping and isinstance(value, Mapping):
+            return _plain_mapping(value, key)
         if option == UserPath and isinstance(value, str):
             return at_home(value)
         if option in (str, UserPath) and isinstance(value, int | float) and not isinstance(value, bool):
@@ -86,6 +88,20 @@ def is_path(kind: Any) -> bool:
     return any(UserPath in (option, *typing.get_args(option)) for option in options_of(kind))
 
 
+def _plain_mapping(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the keyword arguments of a callable: names, and what JSON can hold."""
+    for name in value:
+        if not str(name).isidentifier():
+            raise UserError(f"{key}: '{name}' is not the name of an argument, such as {{width: 2}}.")
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{key} takes numbers, words, true, false, null, lists and mappings of these: {error}."
+        ) from None
+    return plain
+
+
 def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
@@ -98,6 +114,7 @@ def _kind_name(options: tuple[Any, ...]) -> str:
         UserPath: "a path",
         bool: "true or false",
         type(None): "null",
+        Mapping[str, Any]: "a mapping such as {width: 2}",
     }
     return " or ".join(names.get(option, "a list of numbers") for option in options)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from largebatch.base.errors import UserError, at_least, one_of
 from largebatch.base.files import UserPath
@@ -68,12 +70,14 @@ class ModelConfig:
     """A network by name.
 
     Attributes:
-        name: Of the network; with model=torchvision or model=timm one of theirs.
-        source: own, torchvision or timm.
+        name: Of the network; with model=torchvision or model=timm one of theirs, with model=python module:callable or
+            the name of a plug-in.
+        source: own, torchvision, timm or python.
         init: paper (He, N(0, 0.01²), γ = 1), own (what the library does) or auto: paper for residual networks, own
             elsewhere.
         zero_gamma: Set γ = 0 in the last BatchNorm of every residual block, where init is the paper's.
         stem_stride: Stride of the first convolution of our small networks.
+        kwargs: Further arguments of the constructor, such as {img_size: 64} for timm's; null: none.
     """
 
     name: str
@@ -81,9 +85,10 @@ class ModelConfig:
     init: str
     zero_gamma: bool
     stem_stride: int
+    kwargs: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        one_of("model.source", self.source, ("own", "torchvision", "timm"))
+        one_of("model.source", self.source, ("own", "torchvision", "timm", "python"))
         one_of("model.init", self.init, ("auto", "paper", "own"))
         at_least("model.stem_stride", self.stem_stride, 1)
 

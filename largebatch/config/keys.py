@@ -38,6 +38,7 @@ ADDED: Mapping[str, Any] = MappingProxyType(
         "dataset.holdout_seed": 0,
         "dataset.layout": "auto",
         "dataset.digest": None,
+        "model.kwargs": None,
     }
 )
 

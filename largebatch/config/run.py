@@ -226,6 +226,11 @@ class Config:
             )
 
     @property
+    def user_code(self) -> dict[str, str]:
+        """The user's own callables, ``module:callable`` by key."""
+        return {"model.name": self.model.name} if self.model.source == "python" else {}
+
+    @property
     def minibatch(self) -> int:
         """Samples in one step, kn."""
         return self.k * self.n

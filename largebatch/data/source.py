@@ -59,6 +59,7 @@ class Source(Protocol):
     train_images: int
     val_images: int
     classes: int
+    sample: Tensor  # on the meta device: shape and type of an input, (C, H, W) and float32 of images
     decoder: str  # native or pillow for training images, none where nothing is decoded
     on_skip: Callable[[str], None]  # is called with each image that dataset.on_error=skip leaves out, and why
     identity: Identity  # is the same on all processes of a run, and whenever it goes on
@@ -97,6 +98,11 @@ class Target:
         """Turn uint8 pixels (batch, C, H, W) into the network's input."""
         images = normalise(upload(pixels, self.device), tuple(config.mean), tuple(config.std), self.dtype)
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+
+
+def sample_of(config: DatasetConfig) -> Tensor:
+    """Return the shape and type of an image as the network takes it, on the meta device: (C, H, W), float32."""
+    return torch.empty(config.channels, config.height, config.width, device="meta")
 
 
 def open_source(config: DatasetConfig, loader: LoaderConfig, seed: int, target: Target, cores: int) -> Source:
@@ -140,6 +146,7 @@ class MemorySource:
         self.train_images = config.trained_images or len(train.labels)
         self.val_images = config.validated_images or len(val.labels)
         self.classes = config.classes or int(train.labels.max()) + 1
+        self.sample = sample_of(config)
         self._check_labels()
 
     def pixels_digest(self) -> str:
@@ -228,6 +235,7 @@ class FolderSource:
         self._workers, self._prefetch = workers, prefetch
         self.train_images, self.val_images = len(opened.train), len(opened.val)
         self.classes = len(opened.train.classes)
+        self.sample = sample_of(config)
 
     def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
         """Yield augmented batches; see :class:`Source`."""

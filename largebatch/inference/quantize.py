@@ -57,11 +57,11 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
     directory = Path(asked.out) if asked.out else directory
     _check_place(directory)
     engine, model = choose(asked.engine, session.placement.device), model.float()
-    data, seed = subject.config.dataset, subject.config.seed
+    seed = subject.config.seed
     safe = asked.reduces(must_avoid_overflow)
     quantized = quantize(
         model,
-        (data.channels, data.height, data.width),
+        _image(session.source.sample, subject.name),
         calibration_images(session.source, seed, asked.images),
         asked.calibration,
         Recipe(asked.bits, asked.granularity == "per_channel", safe=safe),
@@ -120,6 +120,21 @@ def _refuse_floats(asked: QuantizeConfig, name: str, quantized: Quantized) -> No
         f"{size:.2f} of those in floats: nothing was written. Less than {100 * LEAST_SHARE:.0f} % or more than "
         f"{LARGEST_SIZE:g} needs allow_float=true. In floats are: {names}."
     )
+
+
+def _image(sample: Tensor, name: str) -> tuple[int, int, int]:
+    """Return (C, H, W) of an input.
+
+    Raises:
+        UserError: the network takes something else than images.
+    """
+    if sample.dim() != 3 or not sample.is_floating_point():
+        raise UserError(
+            f"{name} takes inputs of shape {tuple(sample.shape)} and type {sample.dtype}: quantize takes networks of "
+            "images, (C, H, W)."
+        )
+    channels, height, width = sample.shape
+    return channels, height, width
 
 
 def _check_place(directory: Path) -> None:

@@ -16,6 +16,7 @@ from largebatch.config.run import Config
 from largebatch.data.source import Source
 from largebatch.inference.config import EvalConfig
 from largebatch.inference.subject import Subject, check_ensemble, composed, integers_of, network, recorded
+from largebatch.models.build import channels_of
 from largebatch.quantization.artifact import read
 from largebatch.quantization.choose import ByEngine, choose
 from largebatch.quantization.reference import IntegerNetwork
@@ -92,7 +93,8 @@ def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[s
     if asked.quantized:
         models = {subject.name: _in_integers(subject, asked, placement) for subject in subjects}
     else:
-        models = {subject.name: network(subject, placement, source.classes, asked.fold_bn) for subject in subjects}
+        sizes = source.classes, channels_of(source.sample.shape)
+        models = {subject.name: network(subject, placement, *sizes, asked.fold_bn) for subject in subjects}
     skipped: list[str] = []
     source.on_skip = skipped.append
     return Session(asked, subjects, models, source, cuts, placement, world, skipped)

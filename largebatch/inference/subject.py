@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from largebatch.base.errors import UserError, nearest
+from largebatch.config.keys import without_added
 from largebatch.config.run import Config
 from largebatch.models import build_model
 from largebatch.offloading import fold_batchnorm
@@ -209,19 +210,20 @@ def check_ensemble(subjects: Iterable[Subject]) -> None:
         )
 
 
-def network(subject: Subject, placement: Placement, classes: int, fold_bn: bool) -> nn.Module:
+def network(subject: Subject, placement: Placement, classes: int, channels: int, fold_bn: bool) -> nn.Module:
     """Return the network in host memory, in evaluation mode, with its weights.
 
     Args:
         subject: Which.
         placement: Precision and memory format.
         classes: Width of its output.
+        channels: Channels of its input.
         fold_bn: Whether BatchNorm is folded into the convolutions.
 
     Raises:
         UserError: the file is not whole, not safetensors, or of another network.
     """
-    model = build_model(subject.config.model, classes, subject.config.dataset.channels)
+    model = build_model(subject.config.model, classes, channels)
     model.to(dtype=DTYPES[placement.precision]).eval().requires_grad_(False)
     if placement.channels_last:
         model.to(memory_format=torch.channels_last)
@@ -249,7 +251,7 @@ def network(subject: Subject, placement: Placement, classes: int, fold_bn: bool)
 
 def integers_of(subject: Subject) -> tuple[Path, dict[str, Any]]:
     """Return where a network's integers are written by default, and what they must have been made of."""
-    model = asdict(subject.config.model)
+    model = without_added({"model": asdict(subject.config.model)})["model"]
     directory = subject.weights.parent if subject.run is None else subject.run.directory
     return directory / "quantized", {"weights_sha256": sha256(subject.weights), "model": model}
 

@@ -17,6 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from largebatch.base.user_code import digests
 from largebatch.config.run import Config
 from largebatch.records.read import default_directory
 from largebatch.runtime.placement import Placement
@@ -102,7 +103,8 @@ class Run:
 
 
 def provenance(run: Run, devices: list[str]) -> dict[str, Any]:
-    """Return where a run comes from: code, versions, devices, command, hashes."""
+    """Return where a run comes from: code, versions, devices, command, hashes; the user's own code, where imported."""
+    user_code = digests(run.config.user_code)
     return {
         "schema": SCHEMA,
         "experiment_hash": run.experiment_hash,
@@ -118,4 +120,5 @@ def provenance(run: Run, devices: list[str]) -> dict[str, Any]:
         "command": shlex.join(["largebatch", *sys.argv[1:]]),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "environment": {name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
+        **({"user_code": user_code} if user_code else {}),
     }

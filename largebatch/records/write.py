@@ -6,8 +6,9 @@ Files (schema 1):
     The composed configuration.
 ``provenance.json``
     ``schema``, ``experiment_hash``, ``run_hash``, ``experiment``, ``placement``, ``git``, ``versions``,
-    ``devices``, ``platform``, ``host``, ``command``, ``started``, ``environment``, ``decoder``, ``notes``, and of
-    ``data`` the ``digest`` and the number of ``classes``.
+    ``devices``, ``platform``, ``host``, ``command``, ``started``, ``environment``, ``decoder``, ``notes``, of ``data``
+    the ``digest`` and the number of ``classes``, and ``user_code`` where the user's own is used: for each key its
+    ``name``, ``file`` and ``sha256`` by file.
 ``data.json``
     The identity of the data, by which other data are refused: digest, names of the classes, and hashes of blocks of
     images; see :mod:`largebatch.data.identity`.
@@ -38,7 +39,7 @@ Files (schema 1):
     The network in integers, where `largebatch quantize` made one; see :mod:`largebatch.quantization.artifact`.
 ``starts.jsonl``
     A line each time that the run began or went on: ``started``, ``host``, ``iteration``, ``processes``, ``devices``,
-    ``git``, ``command``.
+    ``git``, ``command``, ``versions``, and ``user_code`` as in ``provenance.json``.
 ``skipped.txt``
     A line for each image that ``dataset.on_error=skip`` left out: where it lies, and why it cannot be read.
 ``log.txt``, ``logs/rank*.log``
@@ -189,6 +190,7 @@ class Record:
             write_json(directory / "provenance.json", origin)
             earlier = read_starts(directory)[-1:] if resume_at else []
             start = {name: origin[name] for name in ("started", "host", "devices", "git", "command", "versions")}
+            start |= {"user_code": origin["user_code"]} if "user_code" in origin else {}
             start |= {"iteration": resume_at.iteration if resume_at else 0, "processes": len(origin["devices"])}
             with (directory / "starts.jsonl").open("w" if resume_at is None else "a", encoding="utf-8") as file:
                 file.write(json.dumps(finite(start)) + "\n")
@@ -202,7 +204,7 @@ class Record:
                 record._events.hparams(origin)
             record.summary({"status": "running"})
             for before in earlier:
-                was, now = ({"git": one["git"], **one.get("versions", {})} for one in (before, start))
+                was, now = ({"git": one["git"], **one.get("versions", {}), **_digests(one)} for one in (before, start))
                 changed = differences(was, now) if "versions" in before else []
                 if changed:
                     record.say(f"resumed with other code or versions: {'; '.join(changed)}")
@@ -248,6 +250,11 @@ class Record:
             with contextlib.suppress(OSError):  # what a full disk did not take has been told of
                 file.close()
         self._events.close()
+
+
+def _digests(start: Mapping[str, Any]) -> dict[str, str]:
+    """Return the digests of the user's code by file."""
+    return {name: digest for one in start.get("user_code", {}).values() for name, digest in one["sha256"].items()}
 
 
 def append_log(directory: Path, text: str) -> None:

@@ -15,10 +15,11 @@ from torch.optim import Optimizer
 
 from largebatch.base.errors import UserError
 from largebatch.config.run import Config
-from largebatch.data.source import Source, Target, open_source
+from largebatch.data.source import Source, Target, open_source, sample_of
 from largebatch.data.stream import DROPOUT, INITIALISE, key
 from largebatch.models import build_model, initialise, is_stochastic
 from largebatch.models.batchnorm import RunningStatistics, choose_kernel
+from largebatch.models.build import channels_of, draws_numbers
 from largebatch.models.fuse_batchnorm import fuse
 from largebatch.runtime.placement import Placement
 from largebatch.runtime.world import World, join
@@ -117,16 +118,27 @@ def autocast(placement: Placement) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast(placement.device, torch.bfloat16)
 
 
-def make_learner(config: Config, placement: Placement, world: World, classes: int) -> Learner:
-    """Build model and optimizer, with starting weights that depend on the seed alone."""
+def make_learner(
+    config: Config, placement: Placement, world: World, classes: int, sample: Tensor | None = None
+) -> Learner:
+    """Build model and optimizer, with starting weights that depend on the seed alone.
+
+    Args:
+        config: The run.
+        placement: Where its workers are.
+        world: Its processes.
+        classes: Width of the network's output.
+        sample: Shape and type of an input, from the source of the data; None: an image of the configured size.
+    """
+    sample = sample_of(config.dataset) if sample is None else sample
     dtype = DTYPES[placement.precision]
     torch.manual_seed(key(config.seed, INITIALISE) >> 1)
-    model = build_model(config.model, classes, config.dataset.channels)
+    model = build_model(config.model, classes, channels_of(sample.shape))
     initialise(model, model_to_start(config))
+    stochastic = is_stochastic(model) or (config.model.source == "python" and draws_numbers(model, sample))
     model.to(world.device, dtype).train()
     if placement.channels_last:
         model.to(memory_format=torch.channels_last)
-    stochastic = is_stochastic(model)
     groups, placement = batchnorm_groups(config, placement, stochastic)
     pays = groups > 1 or config.cuda_graphs
     kernel = choose_kernel(config.bn.kernel, placement.device, config.compile, config.exact, pays)
@@ -148,22 +160,22 @@ def make_learner(config: Config, placement: Placement, world: World, classes: in
     factor = loss_factor(config, exchange.factor)
     learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic, factor)
     if world.size > 1 and not config.exact:
-        _settle_buckets(learner)
+        _settle_buckets(learner, sample)
     return learner
 
 
-def _settle_buckets(learner: Learner) -> None:
+def _settle_buckets(learner: Learner, sample: Tensor) -> None:
     """Make one pass of zeros, after which DDP has cut its buckets for good.
 
     DDP cuts them anew after the first back-propagation, and from three processes on an element's place in its
     bucket decides the order of its sum: without this, a resumed run would differ by bits from one that never
     stopped.
     """
-    place, data = learner.placement, learner.config.dataset
+    place = learner.placement
     # Two samples a worker are enough, but another shape would be compiled for itself.
     samples = learner.config.n if learner.config.compile else min(learner.config.n, 2)
-    shape = (place.workers_per_pass * samples, data.channels, data.height, data.width)
-    images = torch.zeros(shape, dtype=DTYPES[place.precision], device=learner.world.device)
+    dtype = DTYPES[place.precision] if sample.is_floating_point() else sample.dtype
+    images = torch.zeros((place.workers_per_pass * samples, *sample.shape), dtype=dtype, device=learner.world.device)
     learner.running.ignore_pass()
     with learner.autocast():
         nothing = learner.exchange.net(images).sum() * 0

@@ -17,6 +17,7 @@ from largebatch.base.files import DISK_TROUBLE
 from largebatch.base.numbers import FINAL_EPOCHS, final_error
 from largebatch.base.progress import Progress
 from largebatch.base.signals import FAULT, Signals
+from largebatch.base.user_code import blamed
 from largebatch.data.source import Source, is_lost_loader, lost_loader
 from largebatch.models.build import check_shapes
 from largebatch.records.provenance import Run, provenance
@@ -61,12 +62,11 @@ def fit(run: Run) -> dict[str, Any]:
     check_agreement(run, source, world)
     check_digest(config, source.identity)
     config.check_size(source.train_images)
-    shape = config.dataset
-    check_shapes(config.model, source.classes, (config.n, shape.channels, shape.height, shape.width))
+    check_shapes(config.model, source.classes, (config.n, *source.sample.shape), source.sample.dtype)
     with _faults_in_words(run), contextlib.ExitStack() as held:
         _own_directory(run.directory, world, config.resume, held)
         # No name is left that holds it: DDP, in the learner, holds the process group.
-        summary = Loop(run, make_learner(config, placement, world, source.classes), source).train()
+        summary = Loop(run, make_learner(config, placement, world, source.classes, source.sample), source).train()
     leave()  # after a fault it is left open: the other processes would fail, and be taken for the cause
     return summary
 
@@ -104,6 +104,8 @@ def _faults_in_words(run: Run) -> Iterator[None]:
             ) from error
         if is_lost_loader(error):
             raise lost_loader(error) from error
+        if not isinstance(error, UserError | Fault) and (mine := blamed(error)):
+            raise mine from error
         if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             raise Fault(
                 f"a disk failed the run: {error}. Its checkpoints are whole: when the disk has room again, go on with "

@@ -45,7 +45,7 @@ def probe_checkpoints(directory: Path, values: Mapping[str, Any], free: Sequence
     placement = place(config, hardware(config.device))
     world = start(config, placement)
     source = open_data(config, placement, world)
-    learner = make_learner(config, placement, world, source.classes)
+    learner = make_learner(config, placement, world, source.classes, source.sample)
     prober, measured = Prober(learner, source), 0
     for path in reversed(paths):  # as the run went, for what has moved since the place before
         found = checkpoint.read(path)

@@ -20,6 +20,7 @@ from largebatch.base.numbers import relative_difference
 from largebatch.config.pitfalls import PitfallConfig
 from largebatch.data.source import Batch, Source
 from largebatch.models import is_stochastic
+from largebatch.models.build import draws_numbers
 from largebatch.records.write import write_json
 from largebatch.runtime.placement import Placement
 from largebatch.runtime.processes import launch
@@ -95,6 +96,9 @@ def _define(plan: Plan, placement: Placement, truth: Path) -> list[str]:
     notes = []
     if _still(definition.model):
         notes.append("dropout and stochastic depth are switched off: their randomness is not the samples'")
+    definition.stochastic = config.model.source == "python" and draws_numbers(definition.model, source.sample)
+    if definition.stochastic:
+        notes.append("the model draws random numbers of its own: they are the same for a worker wherever it is")
     if not any(name.endswith("running_var") for name, _ in definition.model.named_buffers()):
         notes.append("the model has no BatchNorm: every sample is normalised by itself")
     if source.val_images > VALIDATED:
@@ -150,9 +154,9 @@ def _trace(plan: Plan, group: list[Placement], truth: Path) -> list[Finding]:
 def _follow(plan: Plan, placement: Placement, world: World, truth: Path) -> Finding:
     config = plan.config
     source = open_data(config, placement, world)
-    learner = make_learner(config, placement, world, source.classes)
+    learner = make_learner(config, placement, world, source.classes, source.sample)
     _still(learner.model)
-    learner.stochastic = False
+    learner.stochastic = config.model.source == "python" and draws_numbers(learner.model, source.sample)
     facts = json.loads((truth / "facts.json").read_text())
     finding = Finding(placement.processes, placement.workers_per_pass)
     observer = _Observer(learner, source, plan.iterations)

@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from largebatch.config.run import Config
 from largebatch.data.source import Source
-from largebatch.data.stream import INITIALISE, key, permutation
+from largebatch.data.stream import DROPOUT, INITIALISE, key, permutation
 from largebatch.models import build_model, initialise
+from largebatch.models.build import channels_of
 
 
 @dataclass
@@ -66,13 +67,14 @@ class Definition:
     ) -> None:
         self.config, self.source, self._forward, self._tree = config, source, forward, tree
         torch.manual_seed(key(config.seed, INITIALISE) >> 1)
-        self.model = build_model(config.model, source.classes, config.dataset.channels)
+        self.model = build_model(config.model, source.classes, channels_of(source.sample.shape))
         initialise(self.model, config.model)
         self.model.to(device, dtype).train()
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.momentum = config.bn.momentum  # some libraries have their own
         self._decayed = _decayed(self.model)
+        self.stochastic = False  # whether a pass draws random numbers: then it begins at the worker's own
 
     def start(self) -> State:
         """Return the state before the first step."""
@@ -96,6 +98,8 @@ class Definition:
             taken = order[start : start + config.n]
             batch = next(iter(self.source.train([(epoch, taken)])))
             self._load(before)
+            if self.stochastic:
+                torch.manual_seed(key(config.seed, DROPOUT, iteration, worker) >> 1)
             loss = F.cross_entropy(self._logits(batch.images), batch.labels, reduction="sum")
             loss.backward()  # type: ignore[no-untyped-call]
             samples.append(taken)
