@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader, Dataset
 from largebatch.base.errors import UserError
 from largebatch.bench.compare import Side, Timings, take_turns
 from largebatch.config.groups import DatasetConfig, LoaderConfig
+from largebatch.data.loading import PREFETCH
 from largebatch.data.recognise import FOLDERS, given_root, recognise
-from largebatch.data.source import PREFETCH, FolderSource, Target
+from largebatch.data.source import FolderSource, Target
 from largebatch.data.stream import permutation
 
 SIZE = (500, 375)  # width and height of ImageNet's average image

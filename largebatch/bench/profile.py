@@ -21,7 +21,7 @@ from largebatch.bench.exchange import Either, Pass
 from largebatch.bench.step import Ours, make_ours, make_plain, step_data
 from largebatch.config.run import Config
 from largebatch.data import sets
-from largebatch.data.source import PREFETCH
+from largebatch.data.loading import PREFETCH
 from largebatch.models import build_model
 from largebatch.runtime.placement import Placement, place
 from largebatch.runtime.processes import launch

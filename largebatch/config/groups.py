@@ -98,12 +98,13 @@ class DatasetConfig:
     """A set of labelled images: its size, its shape, and what a training crop is.
 
     Attributes:
-        name: Of the set.
+        name: Of the set; with dataset=python module:callable or the name of a plug-in, with dataset=huggingface that
+            at the hub.
         root: Directory of the files; null: $LARGEBATCH_DATA, or where the set's package puts them.
         train_images: Images of the training set, the first of a larger one; null for image folders, which are counted.
         val_images: Images of the validation set, likewise.
         classes: Classes; null for image folders.
-        channels: Channels of an image.
+        channels: Channels of an image; 0, like height and width: found, of dataset=python.
         height: Height of the network's input in pixels.
         width: Width of it.
         crop: none, pad (zero padding of pad pixels and a random window, for small images) or resized (random scale and
@@ -123,6 +124,14 @@ class DatasetConfig:
             parquet.
         digest: Of classes, labels, names and sizes of all images; other images are refused. Null: whatever is there; of
             an image folder it is computed, and is part of the experiment.
+        source: own, python or huggingface.
+        kwargs: Further arguments of the callable of dataset=python, or of datasets.load_dataset; null: none.
+        reproducible: Refuse items of dataset=python that differ from one look to the next.
+        transform: module:callable from a PIL image and a torch.Generator to a PIL image, after crop and flip of
+            training images; null: none.
+        config: Which configuration of a set of dataset=huggingface; null: the only one.
+        image_column: Its column of images; null: the only one.
+        label_column: Its column of classes; null: the only one.
     """
 
     name: str
@@ -145,15 +154,28 @@ class DatasetConfig:
     holdout_seed: int
     layout: str = "auto"
     digest: str | None = None
+    source: str = "own"
+    kwargs: Mapping[str, Any] | None = None
+    reproducible: bool = True
+    transform: str | None = None
+    config: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
 
     def __post_init__(self) -> None:
-        one_of("dataset.name", self.name, DATASETS)
+        one_of("dataset.source", self.source, ("own", "python", "huggingface"))
+        if self.source == "own":
+            one_of("dataset.name", self.name, DATASETS)
         one_of("dataset.crop", self.crop, ("none", "pad", "resized"))
         one_of("dataset.on_error", self.on_error, ("stop", "skip"))
         one_of("dataset.layout", self.layout, ("auto", "folders", "archives", "shards", "parquet"))
         one_of("dataset.decoder", self.decoder, ("none", "auto", "native", "pillow"))
-        for key in ("train_images", "val_images", "classes", "channels", "height", "width", "holdout"):
+        for key in ("train_images", "val_images", "classes", "holdout"):
             at_least(f"dataset.{key}", getattr(self, key), 1)
+        for key in ("channels", "height", "width"):
+            at_least(f"dataset.{key}", getattr(self, key), 0 if self.source == "python" else 1)
+        if self.kwargs and self.source == "own":
+            raise UserError(f"dataset.kwargs is for dataset=python and dataset=huggingface, not for {self.name}.")
         at_least("dataset.holdout_seed", self.holdout_seed, 0)
         if self.holdout and self.train_images and self.holdout >= self.train_images:
             raise UserError(
@@ -161,20 +183,24 @@ class DatasetConfig:
                 "on: hold out fewer."
             )
         at_least("dataset.pad", self.pad, 0)
-        folders = self.name in ("imagenet", "imagefolder")
-        if self.crop == ("pad" if folders else "resized"):
+        if self.crop == ("pad" if self.of_files else "resized"):
             raise UserError(
                 f"dataset.crop={self.crop} is not for dataset={self.name}: image folders take resized or none, sets in "
                 "memory pad or none."
             )
         for key in ("mean", "std"):
-            if len(getattr(self, key)) != self.channels:
+            if len(getattr(self, key)) != self.channels and self.source != "python":
                 raise UserError(
                     f"dataset.{key} has {len(getattr(self, key))} values for {self.channels} channels: "
                     "give one for each channel."
                 )
         if any(value <= 0 for value in self.std):
             raise UserError(f"dataset.std={list(self.std)} has a value that is not above 0.")
+
+    @property
+    def of_files(self) -> bool:
+        """Whether images are read from files, one by one."""
+        return self.source == "huggingface" or (self.source == "own" and self.name in ("imagenet", "imagefolder"))
 
     @property
     def trained_images(self) -> int | None:

@@ -39,6 +39,13 @@ ADDED: Mapping[str, Any] = MappingProxyType(
         "dataset.layout": "auto",
         "dataset.digest": None,
         "model.kwargs": None,
+        "dataset.source": "own",
+        "dataset.kwargs": None,
+        "dataset.reproducible": True,
+        "dataset.transform": None,
+        "dataset.config": None,
+        "dataset.image_column": None,
+        "dataset.label_column": None,
     }
 )
 

@@ -228,7 +228,9 @@ class Config:
     @property
     def user_code(self) -> dict[str, str]:
         """The user's own callables, ``module:callable`` by key."""
-        return {"model.name": self.model.name} if self.model.source == "python" else {}
+        found = {"model.name": self.model.name} if self.model.source == "python" else {}
+        found |= {"dataset.name": self.dataset.name} if self.dataset.source == "python" else {}
+        return found | ({"dataset.transform": self.dataset.transform} if self.dataset.transform else {})
 
     @property
     def minibatch(self) -> int:

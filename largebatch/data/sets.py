@@ -36,8 +36,8 @@ class ImageSet:
 
 
 def in_memory(config: DatasetConfig) -> bool:
-    """Whether the set is read whole."""
-    return config.name not in ("imagenet", "imagefolder")
+    """Whether the set is one of ours that is read whole."""
+    return config.source == "own" and not config.of_files
 
 
 def search_path(config: DatasetConfig) -> list[Path]:
@@ -53,6 +53,8 @@ def search_path(config: DatasetConfig) -> list[Path]:
 
 def locate(config: DatasetConfig) -> str:
     """Say in a few words where the set is, for people; never raises."""
+    if config.source == "python":
+        return f"made by {config.name}"
     if config.name == "digits":
         return "embedded in largebatch"
     if config.name == "synthetic":

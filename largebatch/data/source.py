@@ -2,43 +2,31 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import itertools
-import multiprocessing
-import multiprocessing.util
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from largebatch.base.errors import Fault, UserError
-from largebatch.base.signals import ENDING, FAULT
+from largebatch.base.errors import UserError
 from largebatch.config.groups import DatasetConfig, LoaderConfig
-from largebatch.data import native, sets
-from largebatch.data.decode import DAMAGE, check_resized, choose_decoder, decode
+from largebatch.data import sets
+from largebatch.data.augment import transform_of
+from largebatch.data.decode import choose_decoder
+from largebatch.data.file_batches import FileBatches
 from largebatch.data.files import Split
 from largebatch.data.identity import Identity, identity_in_memory
 from largebatch.data.layouts import open_splits
-from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, draw_resized_crop, normalise
-
-_Problem = str | UserError | None  # a corrupt image, or what ends the run, as UserError cannot leave a loader process
-_Loaded = tuple[Tensor, Tensor, list[str | UserError]]  # pixels, labels and what was wrong, of a batch
+from largebatch.data.loading import loaded, tell
+from largebatch.data.transforms import Crops, crop_and_flip, draw_crops, normalise
+from largebatch.data.user_sets import Batches, Items, OwnSets, open_sets
 
 # Pixels that are cut in one go: a small image's crop takes less time than the calls that make it.
 _CUT_BYTES = 2**20
 
-PREFETCH = 4  # batches a loader process keeps ready by default,
-AHEAD = 2**30  # and bytes of all of them in a training process: eight of these on a node take 8 GiB of its memory
 _COMPARED = 4  # images of a split whose pixels are compared between processes
-UNREADABLE = -100  # the label of a validation image that cannot be read: cross-entropy leaves it out
 
 
 @dataclass(frozen=True)
@@ -94,15 +82,55 @@ class Target:
     dtype: torch.dtype
     channels_last: bool = False
 
-    def images(self, pixels: Tensor, config: DatasetConfig) -> Tensor:
-        """Turn uint8 pixels (batch, C, H, W) into the network's input."""
-        images = normalise(upload(pixels, self.device), tuple(config.mean), tuple(config.std), self.dtype)
-        return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
+    def images(self, inputs: Tensor, config: DatasetConfig) -> Tensor:
+        """Turn inputs (batch, …) into the network's: uint8 normalised, from [0, 1], other whole numbers as they are."""
+        values = upload(inputs, self.device)
+        if values.dtype != torch.uint8:
+            values = values.to(self.dtype) if values.is_floating_point() else values
+        elif values.dim() == 4:
+            channels = values.shape[1]
+            mean, std = config.mean or (0.0,) * channels, config.std or (1.0,) * channels
+            values = normalise(values, tuple(mean), tuple(std), self.dtype)
+        else:
+            values = values.to(self.dtype).div_(255)
+        return (
+            values.contiguous(memory_format=torch.channels_last) if self.channels_last and values.dim() == 4 else values
+        )
 
 
 def sample_of(config: DatasetConfig) -> Tensor:
     """Return the shape and type of an image as the network takes it, on the meta device: (C, H, W), float32."""
     return torch.empty(config.channels, config.height, config.width, device="meta")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a data set: its images (or other items), its classes, and an input's shape and type (``sample``)."""
+
+    train_images: int
+    val_images: int
+    classes: int
+    sample: Tensor
+
+
+def sizes_of(config: DatasetConfig) -> Sizes:
+    """Return the sizes of a data set: as configured where all are, else found in the data.
+
+    Raises:
+        UserError: they cannot be found.
+    """
+    if config.source == "python":
+        own = open_sets(config)
+        return Sizes(len(own.train), len(own.val), own.classes, own.sample)
+    if config.trained_images and config.validated_images and config.classes:
+        return Sizes(config.trained_images, config.validated_images, config.classes, sample_of(config))
+    try:
+        opened = open_splits(config)
+    except UserError as error:
+        raise UserError(
+            f"{error} Without the images, give their numbers: dataset.train_images, val_images, classes."
+        ) from None
+    return Sizes(len(opened.train), len(opened.val), len(opened.train.classes), sample_of(config))
 
 
 def open_source(config: DatasetConfig, loader: LoaderConfig, seed: int, target: Target, cores: int) -> Source:
@@ -118,9 +146,12 @@ def open_source(config: DatasetConfig, loader: LoaderConfig, seed: int, target: 
     Raises:
         UserError: see :func:`sets.load` and :func:`layouts.open_splits`.
     """
-    if sets.in_memory(config):
-        return MemorySource(config, seed, target)
+    own = open_sets(config) if config.source == "python" else None
+    if (own and own.in_memory()) or (own is None and not config.of_files):
+        return MemorySource(config, seed, target, own)
     workers = min(cores, 16) if loader.workers is None else loader.workers
+    if own:
+        return ItemSource(config, seed, target, workers, loader.prefetch, own)
     return FolderSource(config, seed, target, workers, loader.prefetch)
 
 
@@ -129,14 +160,20 @@ def _ignore(problem: str) -> None:
 
 
 class MemorySource:
-    """A small set, kept as uint8 on the device; crop, flip and normalisation are done there by the batch."""
+    """A small set, kept on the device; crop, flip and normalisation are done there by the batch.
+
+    Args:
+        config: Which, and how it is augmented.
+        seed: The run's.
+        target: Where and how batches are wanted.
+        own: Pairs of tensors of the user's own; None: a set of ours.
+    """
 
     decoder = "none"
 
-    def __init__(self, config: DatasetConfig, seed: int, target: Target) -> None:
-        train, val = sets.load(config)
-        first = (train.images.numpy(), train.labels.numpy())
-        self.identity = identity_in_memory(first, first if val is train else (val.images.numpy(), val.labels.numpy()))
+    def __init__(self, config: DatasetConfig, seed: int, target: Target, own: OwnSets | None = None) -> None:
+        train, val = (own and own.in_memory()) or sets.load(config)
+        self.identity = own.identity() if own else _identity(train, val)
         device = target.device
         self._train = sets.ImageSet(train.images.to(device), train.labels.to(device))
         self._val = sets.ImageSet(val.images.to(device), val.labels.to(device))
@@ -145,9 +182,12 @@ class MemorySource:
         self._drawn: tuple[int, Crops] | None = None
         self.train_images = config.trained_images or len(train.labels)
         self.val_images = config.validated_images or len(val.labels)
-        self.classes = config.classes or int(train.labels.max()) + 1
-        self.sample = sample_of(config)
+        self.classes = own.classes if own else config.classes or int(train.labels.max()) + 1
+        self.sample = own.sample if own else sample_of(config)
+        self._transform = transform_of(config.transform)
         self._check_labels()
+        if own:
+            check_images(config, own.sample)
 
     def pixels_digest(self) -> str:
         """Return nothing: pixels are part of the identity."""
@@ -169,6 +209,10 @@ class MemorySource:
             images, labels = self._pick(self._train, indices)
             if self._config.crop == "pad":
                 images = crop_and_flip(images, self._crops(epoch).of(indices), self._config.pad)
+            if self._transform:
+                pairs = zip(images.cpu(), indices.tolist(), strict=True)
+                changed = [self._transform(image, self._seed, epoch, index) for image, index in pairs]
+                images = torch.stack(changed).to(self._target.device)
             sizes = [len(part) for part in together]
             for part, its_labels in zip(torch.split(images, sizes), torch.split(labels, sizes), strict=True):
                 yield Batch(self._target.images(part, self._config), its_labels)
@@ -199,6 +243,81 @@ class MemorySource:
         return split.images[rows], split.labels[rows]
 
 
+def check_images(config: DatasetConfig, sample: Tensor) -> None:
+    """Refuse what only images can have, for other inputs of the user's own.
+
+    Raises:
+        UserError: a crop, a flip, a mean or a size that these inputs do not have.
+    """
+    shape = tuple(sample.shape)
+    for name, found in zip(("channels", "height", "width"), shape if len(shape) == 3 else (), strict=False):
+        if getattr(config, name) not in (0, found):
+            raise UserError(
+                f"dataset.{name}={getattr(config, name)}, and the inputs are of shape {shape}: leave it out."
+            )
+    if config.crop == "pad" and len(shape) != 3:
+        raise UserError(f"dataset.crop=pad is for images, (C, H, W), and these inputs are of shape {shape}.")
+    for name in ("mean", "std"):
+        if len(getattr(config, name)) not in (0, channels_in(shape)):
+            raise UserError(
+                f"dataset.{name} has {len(getattr(config, name))} values for inputs of shape {shape}: give one for "
+                "each channel of images, or none."
+            )
+
+
+def channels_in(shape: tuple[int, ...]) -> int:
+    """Return the channels of images, (C, H, W); 0 of other inputs."""
+    return shape[0] if len(shape) == 3 else 0
+
+
+def _identity(train: sets.ImageSet, val: sets.ImageSet) -> Identity:
+    first = (train.images.numpy(), train.labels.numpy())
+    return identity_in_memory(first, first if val is train else (val.images.numpy(), val.labels.numpy()))
+
+
+class ItemSource:
+    """Items of a data set of the user's own, read one by one by loader processes."""
+
+    decoder = "none"
+
+    def __init__(
+        self, config: DatasetConfig, seed: int, target: Target, workers: int, prefetch: int | None, own: OwnSets
+    ) -> None:
+        check_images(config, own.sample)
+        if config.crop != "none" or config.flip:
+            raise UserError(
+                "dataset.crop and dataset.flip are for pairs of tensors: augment items in get(index, generator) of "
+                "your data set, or by dataset.transform."
+            )
+        self.on_skip: Callable[[str], None] = _ignore
+        self._config, self._seed, self._target, self._own = config, seed, target, own
+        self._workers, self._prefetch = workers, prefetch
+        self.train_images, self.val_images = len(own.train), len(own.val)
+        self.classes, self.sample, self.identity = own.classes, own.sample, own.identity()
+
+    def pixels_digest(self) -> str:
+        """Return nothing: a few items are part of the identity."""
+        return ""
+
+    def train(self, passes: Iterable[tuple[int, Tensor]]) -> Iterator[Batch]:
+        """Yield augmented batches; see :class:`Source`."""
+        return self._load(self._own.train, ([(epoch, int(i)) for i in ids] for epoch, ids in passes), True)
+
+    def validation(self, batches: Sequence[range]) -> Iterator[Batch]:
+        """Yield validation batches; see :class:`Source`."""
+        return self._load(self._own.val, ([(0, index) for index in batch] for batch in batches), False)
+
+    def plain(self, batches: Iterable[Tensor]) -> Iterator[Batch]:
+        """Yield training items without augmentation; see :class:`Source`."""
+        return self._load(self._own.train, ([(0, int(index)) for index in batch] for batch in batches), False)
+
+    def _load(self, items: Items, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
+        read = Batches(items, self._seed, train, transform_of(self._config.transform))
+        size, pinned = 8 * self.sample.numel(), self._target.device.type == "cuda"
+        for inputs, labels, _ in loaded(read, batches, size, self._workers, self._prefetch, pinned):
+            yield Batch(self._target.images(inputs, self._config), upload(labels, self._target.device))
+
+
 def _gathered(passes: Iterable[tuple[int, Tensor]], images: int) -> Iterator[tuple[int, list[Tensor]]]:
     """Put consecutive passes of one epoch together, up to a number of images; a larger pass stays alone."""
     epoch, held = 0, list[Tensor]()
@@ -225,9 +344,9 @@ class FolderSource:
                 f"would get black borders: use {largest} or more, or null for {largest}."
             )
         opened = open_splits(config)
-        _tell(opened.line)
+        tell(opened.line)
         self.decoder, line = choose_decoder(config)
-        _tell(line)
+        tell(line)
         self.on_skip: Callable[[str], None] = _ignore
         self._files = (opened.train, opened.val)
         self.identity = opened.identity()
@@ -254,32 +373,18 @@ class FolderSource:
         whole = hashlib.sha256()
         for files, train in zip(self._files, (True, False), strict=True):
             rows = sorted({at * (len(files) - 1) // (_COMPARED - 1) for at in range(_COMPARED)})
-            images = _Files(files, self._config, self._seed, train, self.decoder == "native", False)
+            images = FileBatches(files, self._config, self._seed, train, self.decoder == "native", False)
             pixels, labels, _ = images.__getitems__([(0, row) for row in rows])
             whole.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
         return whole.hexdigest()
 
     def _load(self, files: Split, batches: Iterable[list[tuple[int, int]]], train: bool) -> Iterator[Batch]:
-        rest = iter(batches)
-        first = list(itertools.islice(rest, 1))
-        prefetch = None
-        if self._workers and first:
-            size = len(first[0]) * 3 * self._config.height * self._config.width
-            prefetch = fitting_prefetch(self._prefetch, self._workers, size, _shared_memory())
-        loader = DataLoader(
-            _Files(files, self._config, self._seed, train, self.decoder == "native", self._target.channels_last),
-            batch_sampler=itertools.chain(first, rest),  # any iterable of index lists will do
-            num_workers=self._workers,
-            prefetch_factor=prefetch,
-            pin_memory=self._target.device.type == "cuda",
-            collate_fn=_as_it_is,
-            worker_init_fn=_belong_to_the_run,
+        items = FileBatches(
+            files, self._config, self._seed, train, self.decoder == "native", self._target.channels_last
         )
-        _take_loaders_along()
-        for pixels, labels, problems in _watched(loader):
-            for problem in problems:
-                if isinstance(problem, UserError):
-                    raise problem
+        image = 3 * self._config.height * self._config.width
+        pinned = self._target.device.type == "cuda"
+        for pixels, labels, problems in loaded(items, batches, image, self._workers, self._prefetch, pinned):
             if problems and self._config.on_error == "stop":
                 raise UserError(
                     f"{problems[0]}. Mend or remove the file, or use dataset.on_error=skip: such images are counted, "
@@ -289,201 +394,3 @@ class FolderSource:
                 self.on_skip(str(problem))
             images = self._target.images(pixels, self._config)
             yield Batch(images, upload(labels, self._target.device), len(problems))
-
-
-def fitting_prefetch(wanted: int | None, workers: int, batch: int, room: int | None) -> int:
-    """Return how many batches each loader process may keep ready.
-
-    They lie in shared memory, which counts as the job's: a container often has 64 MB of it, and a write beyond that
-    kills the loader process.
-
-    Args:
-        wanted: ``loader.prefetch``; None takes PREFETCH, or what fits into 1 GiB.
-        workers: Loader processes, at least one.
-        batch: Bytes of a batch.
-        room: Bytes of shared memory for this process, None where the system does not say.
-
-    Raises:
-        UserError: there is no room for one batch each.
-    """
-    prefetch = wanted or max(1, min(PREFETCH, AHEAD // (workers * batch)))
-    if room is None or (workers * prefetch + 1) * batch <= room:  # one is in use
-        return prefetch
-    fits = (room - batch) // (workers * batch)
-    need = (workers * prefetch + 1) * batch / 1e6
-    if fits < 1:
-        raise UserError(
-            f"shared memory (/dev/shm) has room for {room / 1e6:.0f} MB, and loader.workers={workers} with "
-            f"loader.prefetch={prefetch} take {need:.0f} MB: give the container more (docker run --shm-size=8g), or "
-            "use fewer loader.workers, or loader.workers=0."
-        )
-    _tell(
-        f"loader.prefetch={fits} instead of {prefetch}: {need:.0f} MB of batches do not fit into {room / 1e6:.0f} MB "
-        "of shared memory (/dev/shm; docker run --shm-size)"
-    )
-    return fits
-
-
-def _shared_memory() -> int | None:
-    """Return the free bytes of shared memory for this process, a share where several processes train here."""
-    try:
-        free = os.statvfs("/dev/shm")
-    except (OSError, AttributeError):
-        return None
-    return free.f_bavail * free.f_frsize // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-
-
-@functools.cache  # once a process, however often its data are opened
-def _tell(line: str) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(line, file=sys.stderr, flush=True)
-
-
-def _belong_to_the_run(worker: int) -> None:
-    """Let a loader process live as long as its run: Ctrl-C and a scheduler's SIGTERM reach it too, and are the run's.
-
-    Torch's own watch over the parent sees nothing while an image is read, and not a parent that died first.
-    """
-    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
-    for number in (signal.SIGINT, *ENDING):
-        signal.signal(number, signal.SIG_IGN)
-
-
-def _end_with(run: multiprocessing.process.BaseProcess) -> None:
-    run.join()  # by a pipe that the run has to hold: its parent, to the system, may be a fork server that lives on
-    os._exit(FAULT)
-
-
-@functools.cache  # once a process, however many loaders it has
-def _take_loaders_along() -> None:
-    """Let this process end although its loader processes ignore SIGTERM.
-
-    When it ends by an exception that nobody expected, loaders are still held by its traceback, and multiprocessing
-    sends SIGTERM to what is left of daemons, and waits for them.
-    """
-    multiprocessing.util.Finalize(None, _kill_daemons, exitpriority=0)
-
-
-def _kill_daemons() -> None:
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
-
-
-def is_lost_loader(error: BaseException) -> bool:
-    """Whether a loader process was killed; torch has only words for it, and raises them wherever the run is."""
-    return isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker")
-
-
-def lost_loader(error: BaseException) -> Fault:
-    """Return what to raise for a loader process that was killed: what may have happened, and what to do."""
-    return Fault(
-        f"a loader process is gone: {error} If the machine ran out of memory, use a smaller loader.workers or "
-        "loader.prefetch."
-    )
-
-
-def _watched(loader: DataLoader[_Loaded]) -> Iterator[_Loaded]:
-    """Iterate over a loader; a pipe that a killed loader process has left is a lost loader too."""
-    try:
-        yield from loader
-        return
-    except (OSError, EOFError) as error:
-        # Torch's handler would raise for the same death once more, in the middle of whatever clears up.
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        problem = repr(error)
-    # The exception is gone, and with it the last reference to the loader, which has forgotten its processes.
-    signal.signal(signal.SIGCHLD, handler)
-    raise RuntimeError(f"DataLoader worker has closed its pipe: {problem}.")
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-class _Files(Dataset[_Loaded]):
-    """Decode the images of a batch, given as (epoch, index); runs in loader processes.
-
-    In training a corrupt image gives way to the next one that can be read, with that one's label and crop: the
-    same one whoever decodes it. In validation it stays in its place, black and labelled ``UNREADABLE``.
-    """
-
-    def __init__(
-        self, files: Split, config: DatasetConfig, seed: int, train: bool, native: bool, channels_last: bool
-    ) -> None:
-        self._files, self._config, self._seed, self._train = files, config, seed, train
-        self._cropped = train and config.crop == "resized"
-        self._native, self._channels_last = native and self._cropped, channels_last
-
-    def __getitems__(self, places: list[tuple[int, int]]) -> _Loaded:
-        """Return a batch: pixels are uint8 (batch, 3, H, W), in the memory format that is wanted on the device."""
-        pixels = self._room(len(places))
-        found = [self._fill(slot, *place) for slot, place in zip(pixels, places, strict=True)]
-        return pixels, torch.tensor([label for label, _ in found]), [problem for _, problem in found if problem]
-
-    def _room(self, images: int) -> Tensor:
-        """Return a batch to be filled: in a loader process in shared memory, so that it is handed over as it is."""
-        height, width = self._config.height, self._config.width
-        size = images * 3 * height * width
-        flat = torch.empty(0 if get_worker_info() else size, dtype=torch.uint8)
-        if get_worker_info():  # what torch's own collate function does
-            flat = flat.set_(flat.untyped_storage()._new_shared(size))  # type: ignore[no-untyped-call]
-        if self._channels_last:
-            return flat.view(images, height, width, 3).permute(0, 3, 1, 2)
-        return flat.view(images, 3, height, width)
-
-    def _fill(self, slot: Tensor, epoch: int, index: int) -> tuple[int, _Problem]:
-        """Write an image to ``slot``, (3, H, W), and return its label and what was wrong."""
-        problem = self._decode(slot, epoch, index)
-        if problem is None:
-            return int(self._files.labels[index]), None
-        if self._train and self._config.on_error == "skip" and isinstance(problem, str):
-            for step in range(1, len(self._files)):
-                following = (index + step) % len(self._files)
-                another = self._decode(slot, epoch, following)
-                if another is None:
-                    return int(self._files.labels[following]), problem
-                if isinstance(another, UserError):
-                    break
-            else:
-                another = UserError(f"no image of this split can be read; the first problem: {problem}")
-            problem = another
-        slot.zero_()
-        return UNREADABLE, problem
-
-    def _decode(self, slot: Tensor, epoch: int, index: int) -> _Problem:
-        """Write an image to ``slot``, or say what is wrong with the file."""
-        try:
-            data = self._files.read(index)
-            if not (self._native and self._crop_natively(slot, data, epoch, index)):
-                slot.copy_(self._pixels(data, epoch, index))
-        except UserError as error:
-            return error
-        except DAMAGE as error:
-            return f"corrupt image {self._files.where(index)}: {error}"
-        return None
-
-    def _crop_natively(self, slot: Tensor, data: bytes, epoch: int, index: int) -> bool:
-        size = native.size(data)
-        if size is None:
-            return False
-        box, mirrored = draw_resized_crop(self._seed, epoch, index, *size, self._config.flip)
-        return native.crop_into(slot, data, box, mirrored)
-
-    def _pixels(self, data: bytes, epoch: int, index: int) -> Tensor:
-        """Return pixels as Pillow and torchvision make them."""
-        from torchvision.transforms import functional
-
-        image = decode(data)
-        config, size = self._config, [self._config.height, self._config.width]
-        if self._cropped:
-            box, mirrored = draw_resized_crop(self._seed, epoch, index, image.width, image.height, config.flip)
-            image = functional.resized_crop(image, *box, size)
-            image = functional.hflip(image) if mirrored else image
-        else:
-            shorter = config.resize or max(size)
-            check_resized(image.width, image.height, shorter)
-            image = functional.resize(image, [shorter])
-            image = functional.center_crop(image, size)
-        pixels: Tensor = functional.pil_to_tensor(image)
-        return pixels

@@ -17,7 +17,8 @@ _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
 _MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
-ORDER, AUGMENT, INITIALISE, DROPOUT, PROBE, HOLDOUT = range(6)  # purposes: each has random numbers of its own
+# Purposes: each has random numbers of its own.
+ORDER, AUGMENT, INITIALISE, DROPOUT, PROBE, HOLDOUT, OWN, TRANSFORM = range(8)
 
 
 def _signed(value: int) -> int:

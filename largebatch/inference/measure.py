@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from largebatch.base.errors import UserError
-from largebatch.data.source import Batch, is_lost_loader, lost_loader
+from largebatch.data.loading import is_lost_loader, lost_loader
+from largebatch.data.source import Batch
 from largebatch.inference.session import Session
 from largebatch.offloading import Statistics, each, offload
 from largebatch.runtime.world import World

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from largebatch.base.errors import UserError
-from largebatch.data.source import UNREADABLE, Source
+from largebatch.data.file_batches import UNREADABLE
+from largebatch.data.source import Source
 from largebatch.data.stream import permutation
 from largebatch.quantization.calibrate import Histogram, observe, ranges
 from largebatch.quantization.lower import Lowered, Range, Recipe, lower, needed

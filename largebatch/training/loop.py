@@ -18,7 +18,8 @@ from largebatch.base.numbers import FINAL_EPOCHS, final_error
 from largebatch.base.progress import Progress
 from largebatch.base.signals import FAULT, Signals
 from largebatch.base.user_code import blamed
-from largebatch.data.source import Source, is_lost_loader, lost_loader
+from largebatch.data.loading import is_lost_loader, lost_loader
+from largebatch.data.source import Source
 from largebatch.models.build import check_shapes
 from largebatch.records.provenance import Run, provenance
 from largebatch.records.read import DATA, holds_run

@@ -101,6 +101,11 @@ def _define(plan: Plan, placement: Placement, truth: Path) -> list[str]:
         notes.append("the model draws random numbers of its own: they are the same for a worker wherever it is")
     if not any(name.endswith("running_var") for name, _ in definition.model.named_buffers()):
         notes.append("the model has no BatchNorm: every sample is normalised by itself")
+    if not config.dataset.reproducible:
+        notes.append(
+            "dataset.reproducible=false: an item may differ each time that it is read, so that nothing of what is "
+            "computed from it can be certified"
+        )
     if source.val_images > VALIDATED:
         notes.append(f"validation is not compared: {source.val_images:,} images are more than {VALIDATED:,}")
     state = definition.start()

@@ -13,10 +13,11 @@ from largebatch.base.errors import UserError
 from largebatch.config.pitfalls import PITFALLS
 from largebatch.config.run import Config
 from largebatch.data import sets
-from largebatch.data.layouts import open_splits, with_digest
+from largebatch.data.layouts import with_digest
+from largebatch.data.source import sizes_of
 from largebatch.models import initialise, is_stochastic
 from largebatch.models.batchnorm import batchnorms
-from largebatch.models.build import build_on_meta
+from largebatch.models.build import build_on_meta, channels_of, draws_numbers
 from largebatch.records.provenance import Run
 from largebatch.runtime.placement import Placement
 from largebatch.training.optimizer import decay_groups
@@ -36,7 +37,8 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     Raises:
         UserError: the sizes of an image folder are neither given nor to be counted.
     """
-    train_images, val_images, classes = _sizes(config)
+    sizes = sizes_of(config.dataset)
+    train_images = sizes.train_images
     config.check_size(train_images)
     with contextlib.suppress(UserError):  # where the images are not here, the run is named when they are
         config = replace(config, dataset=with_digest(config.dataset))
@@ -44,9 +46,9 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     rates = config.rates(train_images)
     per_epoch = config.iterations_per_epoch(train_images)
     total = config.total_iterations(train_images)
-    model = build_on_meta(config.model, classes, config.dataset.channels)
+    model = build_on_meta(config.model, sizes.classes, channels_of(sizes.sample.shape))
     notes = initialise(model, config.model)
-    if is_stochastic(model):
+    if is_stochastic(model) or (config.model.source == "python" and draws_numbers(model, sizes.sample)):
         notes.append("dropout is drawn worker by worker: each has a pass of its own, whatever workers_per_pass says")
     notes += rates.notes()
     groups = decay_groups(model)
@@ -75,7 +77,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         "iterations": total,
         "rates": [rates.rate_at(at) for at in range(total)] if full else table,
         "train_images": train_images,
-        "val_images": val_images,
+        "val_images": sizes.val_images,
         "holdout": config.dataset.holdout,
         "dropped_per_epoch": train_images - per_epoch * config.minibatch,
         "data": sets.locate(config.dataset),
@@ -104,19 +106,6 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
 def _group(weight_decay: float, group: Mapping[str, nn.Parameter]) -> dict[str, Any]:
     count = sum(parameter.numel() for parameter in group.values())
     return {"weight_decay": weight_decay, "tensors": len(group), "parameters": count}
-
-
-def _sizes(config: Config) -> tuple[int, int, int]:
-    dataset = config.dataset
-    if dataset.trained_images and dataset.validated_images and dataset.classes:
-        return dataset.trained_images, dataset.validated_images, dataset.classes
-    try:
-        opened = open_splits(dataset)
-    except UserError as error:
-        raise UserError(
-            f"{error} Without the images, give their numbers: dataset.train_images, val_images, classes."
-        ) from None
-    return len(opened.train), len(opened.val), len(opened.train.classes)
 
 
 def as_text(facts: dict[str, Any]) -> str:

@@ -13,8 +13,9 @@ from largebatch.base.numbers import divisors
 from largebatch.config.groups import CertifyConfig, DatasetConfig
 from largebatch.config.run import Config
 from largebatch.data import sets
-from largebatch.data.layouts import open_splits
+from largebatch.data.source import sizes_of
 from largebatch.models import build_model
+from largebatch.models.build import channels_of
 from largebatch.runtime.placement import Hardware, Placement, processes_for
 from largebatch.training.learner import DTYPES, autocast
 
@@ -58,7 +59,7 @@ def make_plan(config: Config, placement: Placement, asked: CertifyConfig) -> Pla
             f"dataset={config.dataset.name} was not found: synthetic images of {dataset.channels}×{dataset.height}×"
             f"{dataset.width} instead"
         )
-    train_images = dataset.trained_images or len(open_splits(dataset).train)
+    train_images = dataset.trained_images or sizes_of(dataset).train_images
     config.check_size(train_images)
     per_epoch = train_images // config.minibatch
     warmup, decay = iterations // 2, iterations - max(1, iterations // 3)
@@ -140,11 +141,12 @@ def fit_to_time(config: Config, placement: Placement, asked: CertifyConfig, topo
 def _time_of_a_pass(config: Config, placement: Placement) -> float:
     """Return the seconds of one worker's forward and backward pass, the second of two."""
     device, dtype = torch.device(placement.device), DTYPES[placement.precision]
-    shape = config.dataset
-    model = build_model(config.model, shape.classes or 1000, shape.channels).to(device, dtype).train()
+    sizes = sizes_of(config.dataset)
+    model = build_model(config.model, sizes.classes, channels_of(sizes.sample.shape)).to(device, dtype).train()
+    kind = dtype if sizes.sample.is_floating_point() else sizes.sample.dtype
+    images = torch.zeros((config.n, *sizes.sample.shape), device=device, dtype=kind)
     seconds = 0.0
     for _ in range(2):
-        images = torch.randn(config.n, shape.channels, shape.height, shape.width, device=device, dtype=dtype)
         started = time.perf_counter()
         with autocast(placement):
             total = model(images).sum()

@@ -8,7 +8,8 @@ from largebatch.bench import profile as measured
 from largebatch.config.build import build
 from largebatch.cost_model.allreduce import exchange
 from largebatch.cost_model.profile import Profile
-from largebatch.data.source import PREFETCH, Batch
+from largebatch.data.loading import PREFETCH
+from largebatch.data.source import Batch
 
 CPU = torch.device("cpu")
 TINY = ("dataset.height=8", "dataset.width=8", "model=resnet8", "n=4", "threads=1", "device=cpu")

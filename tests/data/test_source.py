@@ -15,15 +15,9 @@ from torchvision.transforms.functional import center_crop, pil_to_tensor, resize
 
 from largebatch.base.errors import UserError
 from largebatch.config.groups import LoaderConfig
-from largebatch.data.source import (
-    UNREADABLE,
-    Target,
-    _gathered,
-    _watched,
-    fitting_prefetch,
-    is_lost_loader,
-    open_source,
-)
+from largebatch.data.file_batches import UNREADABLE
+from largebatch.data.loading import _watched, fitting_prefetch, is_lost_loader
+from largebatch.data.source import Target, _gathered, open_source
 from largebatch.data.stream import SampleStream
 from largebatch.runtime.world import World
 from largebatch.training.validation import batches_of, evaluate
@@ -241,7 +235,7 @@ def test_a_loader_that_is_busy_ends_with_a_run_that_is_killed(folder):
         "from largebatch.config.groups import LoaderConfig\n"
         "from largebatch.data import source as module\n"
         "begun, begin = os.pipe()\n"
-        "module._Files.__getitems__ = lambda self, places: os.write(begin, b'.') and time.sleep(600)\n"
+        "module.FileBatches.__getitems__ = lambda self, places: os.write(begin, b'.') and time.sleep(600)\n"
         "target = module.Target(torch.device('cpu'), torch.float32)\n"
         "loaders, folder = LoaderConfig(workers=2, prefetch=2), pickle.load(sys.stdin.buffer)\n"
         "batches = module.open_source(folder, loaders, 0, target, cores=1).train([(0, torch.arange(3))] * 100)\n"
@@ -347,6 +341,6 @@ def test_a_loader_looks_at_the_shared_memory_before_it_starts(compose, tmp_path,
     make_tree(tmp_path)
     config = compose("dataset=imagefolder", f"dataset.root={tmp_path}", "dataset.height=224", "dataset.width=224")
     source = open_source(config.dataset, LoaderConfig(workers=2, prefetch=None), 0, Target(CPU, torch.float32), 2)
-    monkeypatch.setattr("largebatch.data.source._shared_memory", lambda: 1000)
+    monkeypatch.setattr("largebatch.data.loading._shared_memory", lambda: 1000)
     with pytest.raises(UserError, match=r"shared memory \(/dev/shm\) has room for 0 MB"):
         next(source.train([(0, torch.arange(2))]))
