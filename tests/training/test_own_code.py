@@ -26,13 +26,33 @@ class Net(nn.Module):
 def make(classes, channels, drop=0.0, fails=False):
     return Net(classes, channels, drop, fails)
 """
+SETS = """
+import numpy as np
+import torch
+
+
+class Set:
+    def __init__(self, size, drifts):
+        self.size, self.drifts = size, drifts
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, index):
+        return torch.full((1, 8, 8), index / self.size) + self.drifts * np.random.default_rng().random(), index % 2
+
+
+def make(drifts=False):
+    return Set(64, drifts), Set(360, drifts)
+"""
+OWN_SET = ("dataset=python", "dataset.name=sets:make", "loader.workers=0")
 WORDS = ("k=2", "n=8", "device=cpu", "threads=1", "model=python", "model.name=nets:make")
 
 
 @pytest.fixture
 def directory(own_code, monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    return own_code(nets=NETS)
+    return own_code(nets=NETS, sets=SETS)
 
 
 def test_a_resume_under_other_code_is_said_in_one_line_and_goes_on(directory, own_code, capsys):
@@ -73,3 +93,33 @@ def test_a_fault_of_her_network_in_a_run_is_her_traceback(directory, capsys):
     assert place.endswith("in forward")
     summary = json.loads((directory / "run" / "summary.json").read_text())
     assert (summary["status"], summary["reason"]) == ("failed", sentence)
+
+
+def test_certify_holds_on_her_data_and_says_where_items_are_not_reproducible(directory, capsys):
+    words = ["certify", *WORDS, *OWN_SET, "certify.processes=[1]", "certify.iterations=3", "run_dir=c", "format=json"]
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out)["holds"]
+    drifting = [*words, "dataset.kwargs={drifts: true}"]
+    with pytest.raises(ValueError, match="item 0 is another each time that it is read"):
+        run(drifting)
+    assert run([*drifting, "dataset.reproducible=false"]) == 1
+    facts = json.loads(capsys.readouterr().out)
+    assert not facts["holds"]
+    assert any(note.startswith("dataset.reproducible=false: an item may differ") for note in facts["notes"])
+
+
+def test_a_run_of_her_data_is_recorded_explained_and_evaluated_again(directory, capsys):
+    train = ["train", *WORDS, *OWN_SET, "epochs=2", "run_dir=run"]
+    assert run(train) == 0
+    assert sorted(json.loads((directory / "run" / "provenance.json").read_text())["user_code"]) == [
+        "dataset.name",
+        "model.name",
+    ]
+    capsys.readouterr()
+    assert run(["explain", *WORDS, *OWN_SET, "format=json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["train_images"], facts["val_images"], facts["data"]) == (64, 360, "made by sets:make")
+    assert run(["eval", "run=run", "device=cpu", "format=json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)
+    summary = json.loads((directory / "run" / "summary.json").read_text())
+    assert evaluated["members"][0]["error"] == summary["last_error"]
