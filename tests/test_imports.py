@@ -18,7 +18,7 @@ FLOORS = (
     "launch",
     "inference verify bench",
     "cli",
-    "__main__ hydra_plugins",
+    "__main__ hydra_plugins api",
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms.split()}
 # Commands that only read records start without torch, on any laptop.

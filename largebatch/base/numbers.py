@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import typing
 from collections.abc import Sequence
 from typing import Generic, Protocol, TypeVar
 
+from largebatch.base.errors import UserError
+
 FINAL_EPOCHS = 5
+UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 T = TypeVar("T", bound="Summable")
 
 
@@ -110,3 +114,19 @@ def divisors(number: int) -> list[int]:
     """Return the divisors of ``number``, rising."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return small + [number // d for d in reversed(small) if d * d != number]
+
+
+def byte_count(key: str, text: str) -> int:
+    """Return a size such as 200MB, 1.5GiB or 4096 in bytes.
+
+    Raises:
+        UserError: it is not one, or is 0.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
+    size = math.floor(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
+    if not size:
+        raise UserError(
+            f"{key}={text} is not a size: it takes such as 200MB (10⁶ bytes each), 1.5GiB (2³⁰ bytes each) or a number "
+            "of bytes."
+        )
+    return size

@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shutil
 import sys
 import time
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
+
+
+def is_notebook() -> bool:
+    """Return whether this process is the kernel of a notebook, which shows bars though its output is no terminal."""
+    interactive = sys.modules.get("IPython")
+    shell = interactive.get_ipython() if interactive is not None else None
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def notebook_bar() -> Any:
+    """Return tqdm's bar for notebooks: a widget where ipywidgets is installed, else text."""
+    if importlib.util.find_spec("ipywidgets") is None:
+        return tqdm
+    from tqdm.notebook import tqdm as widget
+
+    return widget
 
 
 class Progress:
@@ -23,8 +40,9 @@ class Progress:
     def __init__(self, total: int, start: int, log: Callable[[str], None] | None) -> None:
         self._log = log
         self._at, self._since = start, time.monotonic()
-        shown = log is not None and sys.stderr.isatty()
-        self._bar = tqdm(
+        in_notebook = is_notebook()
+        shown = log is not None and (in_notebook or sys.stderr.isatty())
+        self._bar = (notebook_bar() if shown and in_notebook else tqdm)(
             total=total,
             initial=start,
             unit="it",

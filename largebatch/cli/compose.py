@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,21 @@ def compose(name: str, arguments: list[str]) -> Composed:
         raise UserError("A group such as model=… takes one of its names, not a number or a list: see --help.") from None
     sys.argv = ["largebatch", name, *arguments]  # Hydra has read its part: the record wants the whole
     return composed
+
+
+def keep_hydra() -> Callable[[], None]:
+    """Take away the configuration that another program has given to Hydra; return what puts it back."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    of_program, of_run = GlobalHydra.instance(), HydraConfig.instance()
+    before = of_program.hydra, of_run.cfg
+    of_program.clear()
+
+    def put_back() -> None:
+        of_program.hydra, of_run.cfg = before
+
+    return put_back
 
 
 def _in_a_sentence(error: Exception) -> str:

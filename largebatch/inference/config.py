@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import dataclass
 
 from largebatch.base.errors import UserError, at_least, one_of
 from largebatch.base.files import UserPath
+from largebatch.base.numbers import byte_count
 from largebatch.quantization.config import ENGINES
 
 MODES = ("none", "submodule", "model")
 GROUPS = ("bytes", "leaf", "blocks")
-UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def byte_count(key: str, text: str) -> int:
-    """Return a size such as 200MB, 1.5GiB or 4096 in bytes.
-
-    Raises:
-        UserError: it is not one, or is 0.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-z]*)", text.lower())
-    size = math.floor(float(found[1]) * UNITS[found[2]]) if found and found[2] in UNITS else 0
-    if not size:
-        raise UserError(
-            f"{key}={text} is not a size: it takes such as 200MB (10⁶ bytes each), 1.5GiB (2³⁰ bytes each) or a number "
-            "of bytes."
-        )
-    return size
 
 
 @dataclass(frozen=True)

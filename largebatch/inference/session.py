@@ -88,7 +88,7 @@ def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[s
     placement = place(config, hardware(config.device))
     world = start(config, placement)
     source = open_data(config, placement, world)
-    _check_data(subjects, source)
+    check_data(subjects, source)
     cuts = _cuts(subjects, asked, source)
     if asked.quantized:
         models = {subject.name: _in_integers(subject, asked, placement) for subject in subjects}
@@ -100,7 +100,7 @@ def open_session(asked: EvalConfig, values: Mapping[str, Any], given: Sequence[s
     return Session(asked, subjects, models, source, cuts, placement, world, skipped)
 
 
-def _check_data(subjects: Sequence[Subject], source: Source) -> None:
+def check_data(subjects: Sequence[Subject], source: Source) -> None:
     """Refuse data on which a subject was not trained; say of which none are known."""
     unknown = []
     for subject in subjects:

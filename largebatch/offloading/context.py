@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from largebatch.base.errors import UserError, at_least, one_of
+from largebatch.base.numbers import byte_count
 from largebatch.offloading.groups import GROUPS, Grouping, Part, bears, cut, whole
 from largebatch.offloading.guard import check_uncompiled
 from largebatch.offloading.passes import Passes, check_mode
@@ -31,7 +32,7 @@ def offload(
     device: torch.device | str,
     *,
     mode: str = "submodule",
-    budget: int | None = None,
+    budget: int | str | None = None,
     groups: str = "bytes",
     prefetch: bool = True,
     transport: Transport | None = None,
@@ -46,7 +47,7 @@ def offload(
 
     Threads that call a model wait for each other, but for ``none``. In ``submodule`` a pass stays in one thread.
 
-        with offload(model.eval(), "cuda", budget=200_000_000) as statistics:
+        with offload(model.eval(), "cuda", budget="200MB") as statistics:
             logits = model(images)
 
     Args:
@@ -55,8 +56,9 @@ def offload(
         mode: ``submodule``: groups of layers take turns in a ring of two slots: least memory. ``model``: whole models
             take turns, the least recently used out first: less traffic. ``none``: all weights stay on the device for
             as long as the context lasts.
-        budget: Bytes of weights on the device, at most: activations come on top. By default the least that works
-            for ``submodule``, and the two largest models for ``model``.
+        budget: Bytes of weights on the device, at most, or a size such as ``200MB`` (10⁶ bytes each) or ``1.5GiB``
+            (2³⁰ bytes each): activations come on top. By default the least that works for ``submodule``, and the two
+            largest models for ``model``.
         groups: What travels together in ``submodule``: ``bytes``, neighbouring layers up to the size of the largest
             one; ``leaf`` layers; or ``blocks`` of the network.
         prefetch: Upload the next group or model while this one computes. Without it, there is one slot.
@@ -66,14 +68,15 @@ def offload(
         Statistics that are current at any time.
 
     Raises:
-        UserError: a budget below the least, a device that is not here, a model that is on a device already, in
-            training mode, compiled, or offloaded already; but for ``model``, one that is a part of another. From
-            inside: training mode or gradients switched on again; weights loaded, replaced, or changed in type; the
-            model copied, pickled or compiled; in ``submodule`` a pass that runs in several threads, or whose modules
-            read weights of others for which the budget has no room.
+        UserError: a budget that is not a size or is below the least, a device that is not here, a model that is on a
+            device already, in training mode, compiled, or offloaded already; but for ``model``, one that is a part of
+            another. From inside: training mode or gradients switched on again; weights loaded, replaced, or changed in
+            type; the model copied, pickled or compiled; in ``submodule`` a pass that runs in several threads, or whose
+            modules read weights of others for which the budget has no room.
     """
     one_of("mode", mode, MODES)
     one_of("groups", groups, GROUPS)
+    budget = byte_count("budget", budget) if isinstance(budget, str) else budget
     transport = transport or make_transport(torch.device(device))
     models = {"": model} if isinstance(model, nn.Module) else dict(model)
     for name, one in models.items():

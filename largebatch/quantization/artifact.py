@@ -54,6 +54,15 @@ def write(directory: Path, network: Network, source: Mapping[str, Any], recipe: 
     Raises:
         OSError: it cannot be written.
     """
+    numbers, text = encode(network, source, recipe)
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(directory / TENSORS, numbers)
+    write_atomically(directory / DESCRIPTION, text)
+    return size(directory)
+
+
+def encode(network: Network, source: Mapping[str, Any], recipe: Mapping[str, Any]) -> tuple[bytes, bytes]:
+    """Return the bytes of ``network.safetensors`` and of ``network.json``."""
     tensors = {
         f"{node.name}:{name}": value.clone().contiguous() for node in network for name, value in node.tensors.items()
     }
@@ -68,10 +77,7 @@ def write(directory: Path, network: Network, source: Mapping[str, Any], recipe: 
     }
     text = json.dumps(description, ensure_ascii=False, separators=(",", ":"))
     text = text.replace('{"name":', '\n{"name":')  # a line a node
-    directory.mkdir(parents=True, exist_ok=True)
-    write_atomically(directory / TENSORS, numbers)
-    write_atomically(directory / DESCRIPTION, text.encode())
-    return size(directory)
+    return numbers, text.encode()
 
 
 def size(directory: Path) -> int:

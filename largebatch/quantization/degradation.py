@@ -177,9 +177,9 @@ def as_text(facts: Mapping[str, Any]) -> str:
     reduced = ", reduced so that no sum overflows 16 bits" if recipe["reduced"] else ""
     rows = [
         ("network", facts["network"]),
-        ("written to", facts["directory"]),
+        *([("written to", facts["directory"])] if "directory" in facts else []),
         ("integers", f"{recipe['bits']} bits, {recipe['granularity'].replace('_', ' ')}{reduced}"),
-        ("calibration", f"{recipe['calibration']} of {recipe['images']} training images"),
+        ("calibration", f"{recipe['calibration']} of {recipe['images']} images"),
         ("size", f"{facts['bytes']:,} bytes, {facts['size_ratio']:.3f} of {facts['float_bytes']:,} in floats"),
         ("operators", _operators(facts)),
         ("logits", f"{facts['decibels']:.1f} dB over their change, on engine={facts['engine']}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
@@ -41,7 +42,7 @@ def table(
     Args:
         selection: The runs; None for the published rows alone.
         margin: What counts as equivalent, in points.
-        shape: One of :data:`FORMATS`. CSV has one table: the published one where there is one.
+        shape: One of :data:`FORMATS`, or html for a notebook. CSV has one table: the published one where there is one.
         published: One of :data:`largebatch.reports.paper.TABLES`, to be put beside ours; None for ours alone.
         every_note: Show every note; otherwise many of a kind are one. JSON has every one.
     """
@@ -55,7 +56,8 @@ def table(
     tables = [our_cells(selection, rows, margin, every_note)] if selection else []
     if published:
         tables.append(_published_cells(paper.published(published), beside, selection))
-    return "\n\n".join(map({"text": as_text, "markdown": as_markdown, "latex": as_latex}[shape], tables))
+    written = {"text": as_text, "markdown": as_markdown, "latex": as_latex, "html": as_html}[shape]
+    return "\n\n".join(map(written, tables))
 
 
 def our_cells(selection: Selection, rows: Sequence[Row], margin: float, every_note: bool = False) -> Cells:
@@ -203,6 +205,27 @@ def as_markdown(table: Cells) -> str:
     rule = "|".join("--:" if _is_number(column[1:]) else "---" for column in columns)
     rows = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (table.heads, *table.rows)]
     return "\n".join([f"**{table.title}**", "", rows[0], f"|{rule}|", *rows[1:], "", *(f"- {n}" for n in table.notes)])
+
+
+def as_html(table: Cells) -> str:
+    """Return a table in HTML, for notebooks."""
+    columns = list(zip(table.heads, *table.rows, strict=True))
+    sides = ["right" if _is_number(column[1:]) else "left" for column in columns]
+
+    def row(cells: Iterable[str], tag: str) -> str:
+        parts = zip(cells, sides, strict=True)
+        return "".join(f'<{tag} style="text-align: {side}">{html.escape(cell)}</{tag}>' for cell, side in parts)
+
+    lines = [f"<tr>{row(cells, 'td')}</tr>" for cells in table.rows]
+    notes = "<br>".join(map(html.escape, table.notes))
+    return "\n".join(
+        [
+            f"<table><caption>{html.escape(table.title)}</caption>",
+            f"<thead><tr>{row(table.heads, 'th')}</tr></thead>",
+            *("<tbody>", *lines, "</tbody></table>"),
+            f"<p><small>{notes}</small></p>",
+        ]
+    )
 
 
 LATEX = {

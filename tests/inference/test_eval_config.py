@@ -1,7 +1,8 @@
 import pytest
 
 from largebatch.base.errors import UserError
-from largebatch.inference.config import EvalConfig, byte_count
+from largebatch.base.numbers import byte_count
+from largebatch.inference.config import EvalConfig
 
 ASKED = {
     "run": "a",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from largebatch.base.errors import UserError
 from largebatch.base.numbers import divisors, listed
@@ -86,8 +86,14 @@ VOCABULARY = Vocabulary(
 def run(arguments: list[str]) -> int:
     """Print what is predicted, and return the exit status."""
     given = VOCABULARY.read(arguments)
-    if given is None:
-        return 0
+    if given is not None:
+        values, text = predicted(given)
+        print(json.dumps(values, indent=2, ensure_ascii=False) if given.text("format") == "json" else text)
+    return 0
+
+
+def predicted(given: Given) -> tuple[dict[str, Any], str]:
+    """Return what is predicted, as plain values and as text."""
     from largebatch.cost_model.model import Question, predict
     from largebatch.cost_model.text import facts, heading, table
 
@@ -108,12 +114,8 @@ def run(arguments: list[str]) -> int:
         answer.append(
             "Whether accuracy bears it is another question: run=… of a run that `largebatch probe` measured says it."
         )
-    if given.text("format") == "json":
-        print(json.dumps({**facts(name, profile, predictions), "answer": answer}, indent=2, ensure_ascii=False))
-    else:
-        print("\n".join([*heading(profile), "iteration and its parts in ms", "", *table(predictions)]))
-        print("\n".join(["", *answer]))
-    return 0
+    lines = [*heading(profile), "iteration and its parts in ms", "", *table(predictions), "", *answer]
+    return {**facts(name, profile, predictions), "answer": answer}, "\n".join(lines)
 
 
 def _profile(given: Given, name: str) -> Profile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,10 +21,12 @@ from largebatch.config.run import Config
 from largebatch.records.read import read_summary
 from largebatch.records.runs import find
 from largebatch.records.write import finite
-from largebatch.reports.answer import Probed, Trained, answer, fits, open_probed, readable, trained
+from largebatch.reports.answer import Answer, Probed, Trained, answer, fits, open_probed, readable, trained
 from largebatch.reports.probes import as_text, facts
 from largebatch.reports.selection import select
 from largebatch.runtime.lock import holder, owned
+
+Findings = tuple[Probed, Answer | None, Sequence[Trained], float | None]
 
 
 @dataclass(frozen=True)
@@ -62,29 +64,38 @@ FREE = ("probe", "device", "threads", "loader", "dataset.root", "dataset.layout"
 
 def probe(values: Values) -> Outcome:
     """Train and probe a run, or probe a recorded one; print what was measured, and the answer where asked for."""
+    shape = values["format"]
+    outcome, findings = probed_run(values, train)
+    if findings is not None:
+        print(json.dumps(finite(facts(*findings)), indent=2) if shape == "json" else as_text(*findings))
+    return outcome
+
+
+def probed_run(values: Values, trained_by: Callable[[Values], Outcome]) -> tuple[Outcome, Findings | None]:
+    """Probe a run; return its outcome, and what :func:`~largebatch.reports.probes.as_text` takes.
+
+    The findings are None where the run was interrupted, and in every rank but 0. ``trained_by`` trains a run that is
+    probed on its way.
+    """
     words = values.pop("given")
     asked = build(Asked, {key: values.pop(key) for key in OURS})
-    outcome = _trained(values) if asked.run is None else _recorded(Path(asked.run), values, words)
+    outcome = _trained(values, trained_by) if asked.run is None else _recorded(Path(asked.run), values, words)
     if outcome.status in (ENDED, INTERRUPTED) or os.environ.get("RANK", "0") != "0":
-        return outcome
+        return outcome, None
     probed = open_probed(Path(outcome.directory))
     said = answer(probed) if asked.answer else None
     compared = _compared(probed, asked)
     # Of a run that was probed on its way: what is measured afterwards has not kept it.
     seconds = (read_summary(probed.directory) or {}).get("seconds") if asked.run is None else None
     share = sum(line["seconds"] for line in probed.lines) / seconds if seconds else None
-    if asked.format == "json":
-        print(json.dumps(finite(facts(probed, said, compared, share)), indent=2))
-    else:
-        print(as_text(probed, said, compared, share))
-    return outcome
+    return outcome, (probed, said, compared, share)
 
 
-def _trained(values: Values) -> Outcome:
+def _trained(values: Values, trained_by: Callable[[Values], Outcome]) -> Outcome:
     config = Config.from_mapping(values)
     if config.probe.every is None:
         raise UserError("probe.every=null measures nothing: give a number of epochs, or largebatch train.")
-    return train(values)
+    return trained_by(values)
 
 
 def _recorded(directory: Path, values: Values, words: Sequence[str]) -> Outcome:

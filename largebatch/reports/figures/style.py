@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import matplotlib
@@ -29,6 +30,7 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "largebatch",  # the same records make the same file
 }
 GRID, SHADE = "#d9d9d9", "#ececec"
+NOTEBOOK_DPI = 72
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,19 @@ def styled(**more: Any) -> Iterator[None]:
         yield
 
 
+class ShownFigure(Figure):
+    """A figure that a notebook shows where it is the value of a cell; pyplot is not needed for it."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        with styled():
+            self.savefig(buffer, format="png", dpi=NOTEBOOK_DPI)
+        return buffer.getvalue()
+
+
 def blank(width: float, height: float) -> Figure:
     """Return an empty figure, in inches, that makes room for its labels by itself."""
-    return Figure(figsize=(width, height), layout="constrained")
+    return ShownFigure(figsize=(width, height), layout="constrained")
 
 
 def grid(axes: Axes) -> None:
