@@ -54,7 +54,7 @@ class Config:
         iterations: End the run after so many; the schedule stays that of all epochs. Null: at its end.
         processes: Over which the workers are shared out; must divide k. Null: the most GPUs that do, 1 on the CPU.
         workers_per_pass: Workers computed in one forward pass: more is faster on a GPU and takes more memory. Null: 1
-            on the CPU, up to 8 on a GPU.
+            on the CPU; on a GPU up to 8, and up to 512 samples together.
         threads: CPU threads of a process; null: cores over processes.
         precision: fp32, bf16, fp64 or auto: bf16 on a GPU that has it, else fp32.
         tf32: Let a GPU compute fp32 products in TF32.

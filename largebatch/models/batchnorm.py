@@ -115,7 +115,7 @@ class PerWorker:
     @torch.no_grad()
     def _track(self, means: Tensor, variances: Tensor, count: int) -> None:
         """Move the running statistics by each group's, (g, C) over ``count`` values, in the order of the groups."""
-        if self.running_mean is None or self.running_var is None:
+        if self.running_mean is None or self.running_var is None or not any(self.momenta):
             return
         # PyTorch normalises by the variance over count, and keeps the one over count − 1 for evaluation.
         unbiased = count / (count - 1)
@@ -232,6 +232,8 @@ class RunningStatistics:
         groups: Workers in one forward pass.
         first: Whether logical worker 0 is this process's first.
         kernel: separate, joint or fused; BatchNorms with an activation of their own stay separate.
+        compiled: Whether the network is. Its graph holds which groups count, so all passes count the same groups, and
+            what a pass should have left alone is put back.
     """
 
     model: nn.Module
@@ -240,6 +242,7 @@ class RunningStatistics:
     groups: int
     first: bool
     kernel: str = "separate"
+    compiled: bool = False
     steps: int = 0
     _norms: list[_BatchNorm] = field(init=False)
     _buffers: list[Tensor] = field(init=False)
@@ -258,10 +261,15 @@ class RunningStatistics:
         self._buffers = [norm.running_mean for norm in tracked if norm.running_mean is not None]
         self._buffers += [norm.running_var for norm in tracked if norm.running_var is not None]
 
-    def ignore_pass(self) -> None:
-        """Let the coming pass leave the running statistics alone."""
-        for norm in self._norms:
-            _count(norm, (None,) * self.groups)
+    @contextmanager
+    def ignored_pass(self) -> Iterator[None]:
+        """Within ``with``, let a pass leave the running statistics as they are."""
+        before = [buffer.clone() for buffer in self._buffers]
+        self.before_pass(0)
+        yield
+        self._before.clear()
+        if before:
+            torch._foreach_copy_(self._buffers, before)
 
     def before_pass(self, number: int) -> None:
         """Say which groups of this step's pass ``number`` move the running statistics, and by how much."""
@@ -270,7 +278,9 @@ class RunningStatistics:
             # Once a step, as a worker of the paper sees it. Ordinary gradient accumulation moves the running
             # statistics in each of its k passes: a momentum of 0.9 a step becomes 0.9^k.
             counts = number == 0 and self.first
-            momenta = (self.momentum if counts else None,) + (None,) * (self.groups - 1)
+            momenta = (self.momentum if counts or self.compiled else None,) + (None,) * (self.groups - 1)
+            if self.compiled and not counts and not self._before:
+                self._before = [buffer.clone() for buffer in self._buffers]
         else:
             # From zero, weights 1, 1/2, 1/3 … leave the plain mean of the pass's groups in the buffers.
             momenta = tuple(1 / group for group in range(1, self.groups + 1))
@@ -295,6 +305,9 @@ class RunningStatistics:
             processes: How many.
         """
         self.steps += 1
+        if self.policy == "worker0" and self._before:
+            torch._foreach_copy_(self._buffers, self._before)
+            self._before.clear()
         # μ ← (1 − m) μ + m · the mean of k workers' statistics, likewise once a step.
         if self.policy == "mean" and self._buffers:
             total = exchange(self._sum.total())
@@ -367,12 +380,13 @@ def recomputed(model: nn.Module, forward: Callable[[Tensor], Any], batches: Iter
             for norm in norms:
                 _count(norm, (1 / number,))
             forward(images)
+    for norm, groups in zip(norms, momenta, strict=True):  # also for what is compiled: it would be made anew
+        _count(norm, groups)
     model.train(was_training)
     try:
         yield
     finally:
         with torch.no_grad():
-            for norm, before, groups in zip(norms, kept, momenta, strict=True):
-                _count(norm, groups)
+            for norm, before in zip(norms, kept, strict=True):
                 for name, buffer in norm.named_buffers(recurse=False):
                     buffer.copy_(before[name])

@@ -142,7 +142,9 @@ def make_learner(
     groups, placement = batchnorm_groups(config, placement, stochastic)
     pays = groups > 1 or config.cuda_graphs
     kernel = choose_kernel(config.bn.kernel, placement.device, config.compile, config.exact, pays)
-    running = RunningStatistics(model, config.bn.running, config.bn.momentum, groups, world.rank == 0, kernel)
+    running = RunningStatistics(
+        model, config.bn.running, config.bn.momentum, groups, world.rank == 0, kernel, config.compile
+    )
     if kernel == "fused":
         fuse(model)
     if config.cuda_graphs and stochastic:
@@ -154,6 +156,7 @@ def make_learner(
     rate_on = world.device if config.cuda_graphs else None
     optimizer = optimizer_of(model, config, one_kernel, rate_on)
     if config.compile:
+        torch.compiler.reset()  # graphs of another run in this process count towards the compiler's limit
         model.compile(fullgraph=True, dynamic=False)
     options = config.exchange
     exchange = Tree(model, world, options.bucket_bytes) if config.exact else Averaging(model, world, options)
@@ -176,8 +179,8 @@ def _settle_buckets(learner: Learner, sample: Tensor) -> None:
     samples = learner.config.n if learner.config.compile else min(learner.config.n, 2)
     dtype = DTYPES[place.precision] if sample.is_floating_point() else sample.dtype
     images = torch.zeros((place.workers_per_pass * samples, *sample.shape), dtype=dtype, device=learner.world.device)
-    learner.running.ignore_pass()
-    with learner.autocast():
-        nothing = learner.exchange.net(images).sum() * 0
-    nothing.backward()
+    with learner.running.ignored_pass():
+        with learner.autocast():
+            nothing = learner.exchange.net(images).sum() * 0
+        nothing.backward()
     learner.optimizer.zero_grad(set_to_none=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,12 @@ def shard(count: int, rank: int, size: int) -> range:
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, batches: Iterator[Batch], mine: range, cuts: Sequence[range], world: World
+    model: nn.Module,
+    batches: Iterator[Batch],
+    mine: range,
+    cuts: Sequence[range],
+    world: World,
+    forward: Callable[[Tensor], Tensor] | None = None,
 ) -> Evaluation:
     """Evaluate a model over a whole set, each process its own batches.
 
@@ -62,6 +67,7 @@ def evaluate(
         mine: Which of the cuts they are.
         cuts: The cuts of the whole set, from :func:`batches_of`.
         world: All processes that take part.
+        forward: From images to the model's logits; the model itself where None.
 
     Raises:
         AssertionError: a sample was missed or counted twice (our own fault).
@@ -71,7 +77,7 @@ def evaluate(
     # A row a batch, filled by its owner alone: the sum over processes has the same bits for any number of them.
     rows = torch.zeros((len(cuts), 5), dtype=wide(world.device), device=world.device)
     for number, batch in zip(mine, batches, strict=True):
-        counts = count(model(batch.images), batch.labels)
+        counts = count((forward or model)(batch.images), batch.labels)
         rows[number] = torch.stack([*counts, counts[0].new_tensor(batch.corrupt)]).to(rows.dtype)
     model.train(was_training)
     right, right_top5, loss, total, unreadable = world.sum(rows).sum(0).tolist()
@@ -97,6 +103,25 @@ def count(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tenso
     return hits[:, 0].sum().to(dtype), hits.sum().to(dtype), loss, number
 
 
+def padded(model: nn.Module, samples: int) -> Callable[[Tensor], Tensor]:
+    """Return a forward pass for batches of up to ``samples`` images, which the model sees in one shape.
+
+    A model is compiled for each shape. In evaluation no sample depends on another one: the logits of the zeros that
+    fill a batch up are cut off, and those of its images, (samples or fewer, classes), are returned.
+    """
+
+    def forward(images: Tensor) -> Tensor:
+        whole = images
+        if len(images) < samples:  # with the strides of the others: a compiled network is for these alone
+            whole = images.new_empty_strided((samples, *images.shape[1:]), images.stride())
+            whole[: len(images)].copy_(images)
+            whole[len(images) :].zero_()
+        logits: Tensor = model(whole)
+        return logits[: len(images)]
+
+    return forward
+
+
 def wide(device: torch.device) -> torch.dtype:
     """Return the widest float type of a device: float64, but float32 on Apple's GPUs."""
     return torch.float32 if device.type == "mps" else torch.float64
@@ -118,13 +143,14 @@ class Validator:
         self._learner, self._source, self._watched = learner, source, watched
         self.cuts = validation_cuts(learner.config, source.val_images)
         self._mine = shard(len(self.cuts), learner.world.rank, learner.world.size)
+        self._once = padded(learner.model, max(map(len, self.cuts))) if learner.config.compile else None
 
     def validate(self) -> Evaluation:
         """Evaluate with the running statistics."""
         with self._learner.autocast():
             batches = self._source.validation([self.cuts[number] for number in self._mine])
             batches = self._watched(batches, "validating")
-            return evaluate(self._learner.model, batches, self._mine, self.cuts, self._learner.world)
+            return evaluate(self._learner.model, batches, self._mine, self.cuts, self._learner.world, self._once)
 
     def validate_recomputed(self, stream: SampleStream, epoch: int) -> Evaluation:
         """Evaluate with statistics over the first worker batches of an epoch: the same ones in every process."""

@@ -19,7 +19,7 @@ from largebatch.models import initialise, is_stochastic
 from largebatch.models.batchnorm import batchnorms
 from largebatch.models.build import build_on_meta, channels_of, draws_numbers
 from largebatch.records.provenance import Run
-from largebatch.runtime.placement import Placement
+from largebatch.runtime.placement import MOST_SAMPLES, MOST_WORKERS, Placement
 from largebatch.training.optimizer import decay_groups
 
 _BYTES = {"fp32": 4, "tf32": 4, "bf16": 4, "fp64": 8}
@@ -50,6 +50,11 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     notes = initialise(model, config.model)
     if is_stochastic(model) or (config.model.source == "python" and draws_numbers(model, sizes.sample)):
         notes.append("dropout is drawn worker by worker: each has a pass of its own, whatever workers_per_pass says")
+    if config.workers_per_pass is None and placement.device == "cuda" and config.n * MOST_WORKERS > MOST_SAMPLES:
+        notes.append(
+            f"workers_per_pass={placement.workers_per_pass}: by default a pass holds at most {MOST_SAMPLES} samples "
+            "(or one worker), for the GPU's memory; give a larger one where more fit, the result stays the same"
+        )
     notes += rates.notes()
     groups = decay_groups(model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -144,7 +149,8 @@ def as_text(facts: dict[str, Any]) -> str:
         (
             "placement",
             f"{facts['k']} workers on {place['processes']} × {place['device']}: {place['workers']} each, "
-            f"{place['workers_per_pass']} a pass, {place['threads']} threads, {place['precision']}",
+            f"{place['workers_per_pass']} a pass ({place['workers_per_pass'] * facts['n']} samples), "
+            f"{place['threads']} threads, {place['precision']}",
         ),
         (
             "memory",

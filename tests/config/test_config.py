@@ -173,6 +173,15 @@ def test_by_default_gpus_share_the_workers_evenly(compose, k, processes, workers
     assert (placement.device, placement.precision, placement.channels_last) == ("cuda", "bf16", True)
 
 
+@pytest.mark.parametrize(
+    ("n", "workers_per_pass"), [(1, 8), (32, 8), (64, 8), (65, 4), (128, 4), (256, 2), (300, 1), (512, 1), (2048, 1)]
+)
+def test_by_default_a_pass_on_a_gpu_holds_at_most_512_samples(compose, n, workers_per_pass):
+    words = ["k=8", f"n={n}", "dataset=synthetic"]
+    assert place(compose(*words), replace(GPUS, gpus=1)).workers_per_pass == workers_per_pass
+    assert place(compose(*words, "workers_per_pass=8"), replace(GPUS, gpus=1)).workers_per_pass == 8
+
+
 def test_cores_are_shared_out_unless_threads_are_given(compose):
     assert place(compose("processes=4"), CPU).threads == 2
     assert place(compose("processes=4", "threads=7"), CPU).threads == 7

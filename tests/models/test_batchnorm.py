@@ -52,13 +52,16 @@ def test_groups_equal_separate_workers(policy):
 
 @pytest.mark.parametrize(("passes", "groups"), [(1, 4), (2, 2), (4, 1)])
 @pytest.mark.parametrize("policy", ["worker0", "mean"])
-def test_running_statistics_follow_the_policy(policy, passes, groups):
+@pytest.mark.parametrize("compiled", [False, True])
+def test_running_statistics_follow_the_policy(policy, passes, groups, compiled):
     net, workers = small_network(), [small_network() for _ in range(4)]
-    running = RunningStatistics(net, policy, 0.1, groups, first=True)
+    running = RunningStatistics(net, policy, 0.1, groups, first=True, compiled=compiled)
+    counted = set()
     for step in range(3):
         x = images(4, seed=step)
         for number, part in enumerate(x.split(groups * N)):
             running.before_pass(number)
+            counted.add(net[1].momenta)
             net(part)
             running.after_pass(number)
         running.after_step()
@@ -70,16 +73,30 @@ def test_running_statistics_follow_the_policy(policy, passes, groups):
         tracked = [dict(worker.named_buffers())[name] for worker in workers]
         expected = tracked[0] if policy == "worker0" else torch.stack(tracked).mean(0)
         torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-14)
+    assert len(counted) == 1 or not compiled  # a graph is made for the groups that count in it
 
 
-def test_a_process_without_worker_0_leaves_the_statistics_alone():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_process_without_worker_0_leaves_the_statistics_alone(compiled):
     net = small_network()
     before = copy.deepcopy(net.state_dict())
-    running = RunningStatistics(net, "worker0", 0.1, groups=2, first=False)
-    running.before_pass(0)
-    net(images(2))
-    running.after_pass(0)
+    running = RunningStatistics(net, "worker0", 0.1, groups=2, first=False, compiled=compiled)
+    for number in range(2):
+        running.before_pass(number)
+        net(images(2, seed=number))
+        running.after_pass(number)
     running.after_step()
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items() if "running" in name)
+
+
+@pytest.mark.parametrize("policy", ["worker0", "mean"])
+def test_a_pass_that_is_ignored_leaves_the_statistics_as_they_are(policy):
+    net = small_network()
+    running = RunningStatistics(net, policy, 0.1, groups=2, first=True, compiled=True)
+    before = copy.deepcopy(net.state_dict())
+    with running.ignored_pass():
+        net(images(2))
+        assert not net[1].running_mean.equal(before["1.running_mean"])
     assert all(value.equal(before[name]) for name, value in net.state_dict().items() if "running" in name)
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from largebatch.data.source import Batch
 from largebatch.runtime.world import World
-from largebatch.training.validation import batches_of, count, evaluate, shard
+from largebatch.training.validation import batches_of, count, evaluate, padded, shard
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 
@@ -58,6 +58,20 @@ def test_errors_are_exact_over_a_whole_set_and_a_short_last_batch():
     loss = math.log(math.e + 9)
     assert measured.loss == pytest.approx((1000 * (loss - 1) + 3 * loss) / 1003)
     assert model.training  # back as it was
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_padded_pass_shows_one_shape_and_returns_the_logits_of_the_images_alone(layout):
+    seen, images = set(), torch.rand(10, 1, 3, 3).contiguous(memory_format=layout)
+
+    def model(batch):
+        seen.add((batch.shape, batch.stride()))
+        return batch.sum((2, 3)) / len(batch)
+
+    forward = padded(model, 4)
+    found = torch.cat([forward(part) for part in images.split(4)])
+    assert found.equal(images.sum((2, 3)) / 4)
+    assert seen == {((4, 1, 3, 3), images.stride())}
 
 
 def test_a_batch_that_lacks_a_sample_is_noticed():

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -51,6 +52,18 @@ def test_the_page_says_it_all(paper):
         "53 layers, statistics of n = 32 samples",
     ):
         assert words in page
+
+
+@pytest.mark.parametrize(
+    ("words", "a_pass", "notes"), [(["n=32"], "8 a pass (256 samples)", 0), (["n=256"], "2 a pass (512 samples)", 1)]
+)
+def test_the_bound_of_a_pass_on_a_gpu_is_said(compose, words, a_pass, notes):
+    config = compose("k=8", "dataset=synthetic", "device=cuda", *words)
+    facts = explain(config, place(config, replace(CPU, gpus=1, bf16=True)))
+    assert a_pass in as_text(facts)
+    assert [note.startswith("workers_per_pass=2: by default a pass holds at most 512") for note in facts["notes"]] == [
+        True
+    ] * notes
 
 
 def test_full_rates_are_those_of_every_iteration(compose):
