@@ -31,7 +31,7 @@ def test_every_command_has_a_page_in_the_list(pages, tmp_path):
 
 def test_the_page_of_train_defines_every_key_with_its_default(pages):
     text = pages.page("train")
-    assert "`k=8`\n: Logical workers: the minibatch is k × n, and the rate follows it." in text
+    assert "`k=8`\n: Number of workers: a minibatch has k × n samples, and the learning rate is scaled with it." in text
     assert all(f"`{key}=" in text for key in Config.__dataclass_fields__ if f"{key}." not in text)
     assert "- optimizer: lamb, lars, sgd" in text
 

@@ -24,11 +24,11 @@ class BenchConfig:
         what: step, loader, exchange, checkpoint, offload, quantize, profile, data, or all for the first two.
         k: Numbers of workers: the first is compared with plain loops, each of the others with the first.
         repeats: Turns of each side.
-        iterations: Steps a turn.
-        photographs: JPEGs that are made where files.root is not given.
+        iterations: Steps per turn.
+        photographs: JPEGs that are generated if files.root is not given.
         files: Images on disk, as dataset.
-        batches: Images of a pass of offload and quantize.
-        sides: What the step is held against on a GPU; null: all that exist there.
+        batches: Images per pass of offload and quantize.
+        sides: Variants of the step on a GPU. Null: all that exist there.
     """
 
     what: str

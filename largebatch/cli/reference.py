@@ -38,7 +38,7 @@ OTHERS = {  # keys that belong to no dataclass
     "format": "text or json.",
     "rates": "table, or full for every iteration (with format=json).",
     "experiment": "A file of conf/experiment, or of experiment/ in --config-dir.",
-    "hydra.sweep.dir": "Where a sweep (-m) is recorded; with an earlier one's, its runs that are done are left alone.",
+    "hydra.sweep.dir": "Directory of a sweep (-m). Complete runs of an earlier sweep in it are left alone.",
 }
 
 
@@ -84,11 +84,11 @@ def help_text(command: str, conf: Path, values: Mapping[str, Any]) -> str:
     """
     text = Path(__file__).with_name("help").joinpath(f"{command}.txt").read_text(encoding="utf-8").rstrip("\n")
     body, _, statuses = text.rpartition("\n\n")
-    lines = [body, "", "== Groups (group=option; --help GROUP lists its options with what each is) =="]
+    lines = [body, "", "== Groups (group=option; --help GROUP describes its options) =="]
     for group in groups(conf):
         lines += textwrap.wrap(f"{group}: {in_families(options(conf, group))}", WIDTH, subsequent_indent="  ")
     known, shown = keys(command), flat(values)
-    lines += ["", "== Keys (key=value, with the values that hold where nothing is given) =="]
+    lines += ["", "== Keys (key=value, with their default values) =="]
     for key, value in shown.items():
         if key != "given" and (key in known or key.rpartition(".")[2] in OTHERS):
             lines += _line(f"{key}={_written(value)}", known[key][1])

@@ -19,7 +19,7 @@ SELECTING = (
     Word(
         "baseline",
         None,
-        "What the others are compared with: settings that name one group of runs, such as k=8 or "
+        "Baseline of the comparison: settings that name one group of runs, such as k=8 or "
         "k=8,warmup=none or optimizer=sgd; or a directory of its runs; or none. Left out: the runs whose kn is "
         "lr.base_minibatch.",
         path=True,
@@ -27,7 +27,7 @@ SELECTING = (
     Word(
         "only",
         None,
-        "Which groups are shown beside the baseline: settings, each with one or several values, such as "
+        "Groups that are shown with the baseline: settings, each with one or several values, such as "
         "k=8,32,warmup=gradual. Left out: all.",
     ),
     Word("allow_mixed", "false", "Compare also runs of different epochs, data sets or models.", BOOLEAN),

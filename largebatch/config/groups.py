@@ -21,7 +21,7 @@ class RateConfig:
     """Learning rate of the small-minibatch baseline, and how it scales.
 
     Attributes:
-        base: η at base_minibatch samples.
+        base: η, the learning rate at base_minibatch samples.
         base_minibatch: Samples in a step of the baseline.
         scaling: linear (the paper's rule), sqrt or none.
     """
@@ -42,13 +42,14 @@ class BatchNormConfig:
     """BatchNorm: whose statistics the running averages follow, and by how much a step moves them.
 
     Attributes:
-        running: worker0 (statistics of one worker, the paper's) or mean (over the k workers).
-        momentum: Of the running averages, in PyTorch's convention: 0.1 is the paper's 0.9.
-        kernel: How the k workers' statistics are computed: separate (PyTorch's BatchNorm once a worker), joint (one
-            expression, for a compiler to fuse), fused (GPU kernels that also add the shortcut and take the ReLU) or
-            auto, the fastest that the device allows.
-        recompute: Also evaluate with statistics averaged anew over training images.
-        recompute_batches: Worker batches that these are averaged over.
+        running: Statistics that the running averages follow: worker0 (of one worker, the paper's) or mean (over the k
+            workers).
+        momentum: Momentum of the running averages, in PyTorch's convention: 0.1 is the paper's 0.9.
+        kernel: Computation of the k workers' statistics: separate (PyTorch's BatchNorm once per worker), joint (one
+            expression, for a compiler to fuse), fused (GPU kernels that also add the shortcut and apply ReLU) or auto,
+            the fastest that the device supports.
+        recompute: Also validate with statistics that are averaged over training images.
+        recompute_batches: Worker batches over which these are averaged.
     """
 
     running: str
@@ -70,13 +71,13 @@ class ModelConfig:
     """A network by name.
 
     Attributes:
-        name: Of the network; with model=torchvision or model=timm one of theirs, with model=python module:callable or
-            the name of a plug-in.
+        name: Name of the network; with model=torchvision or model=timm a name from that library, with model=python
+            module:callable or the name of a plug-in.
         source: own, torchvision, timm or python.
-        init: paper (He, N(0, 0.01²), γ = 1), own (what the library does) or auto: paper for residual networks, own
-            elsewhere.
-        zero_gamma: Set γ = 0 in the last BatchNorm of every residual block, where init is the paper's.
-        stem_stride: Stride of the first convolution of our small networks.
+        init: paper (He, N(0, 0.01²), γ = 1), own (the library's initialisation) or auto: paper for residual networks,
+            otherwise own.
+        zero_gamma: Set γ = 0 in the last BatchNorm of every residual block if init is the paper's.
+        stem_stride: Stride of the first convolution of this package's small networks.
         kwargs: Further arguments of the constructor, such as {img_size: 64} for timm's; null: none.
     """
 
@@ -98,29 +99,29 @@ class DatasetConfig:
     """A set of labelled images: its size, its shape, and what a training crop is.
 
     Attributes:
-        name: Of the set; with dataset=python module:callable or the name of a plug-in, with dataset=huggingface that
-            at the hub.
-        root: Directory of the files; null: $LARGEBATCH_DATA, or where the set's package puts them.
-        train_images: Images of the training set, the first of a larger one; null for image folders, which are counted.
-        val_images: Images of the validation set, likewise.
-        classes: Classes; null for image folders.
-        channels: Channels of an image; 0, like height and width: found, of dataset=python.
+        name: Name of the data set; with dataset=python module:callable or the name of a plug-in, with
+            dataset=huggingface its name on the hub.
+        root: Directory of the files. Null: $LARGEBATCH_DATA, or the directory of the data set's package.
+        train_images: Number of training images, the first of a larger set; null for image folders, which are counted.
+        val_images: Number of validation images, as above.
+        classes: Number of classes; null for image folders.
+        channels: Channels of an image; with dataset=python, 0 for channels, height and width means that they are found.
         height: Height of the network's input in pixels.
-        width: Width of it.
+        width: Width of the network's input in pixels.
         crop: none, pad (zero padding of pad pixels and a random window, for small images) or resized (random scale and
             aspect ratio).
         pad: Pixels of padding.
         flip: Mirror half of the training images.
         resize: Length of the shorter side before the centre crop of validation, in pixels.
-        mean: Mean by channel, of pixels in [0, 1].
-        std: Standard deviation by channel.
-        decoder: Of files: auto, native (compiled here, twice as fast) or pillow. Their pixels are the same, bit for
-            bit.
-        on_error: A corrupt image: stop the run, or skip it.
-        holdout: Training images, chosen by holdout_seed alone, that are never trained on, and validated on instead of
-            the validation images; null: none.
-        holdout_seed: Of their choice.
-        layout: What is read where root holds several: auto, folders, archives (ImageNet's official ones), shards or
+        mean: Mean of each channel, for pixels in [0, 1].
+        std: Standard deviation of each channel.
+        decoder: Decoder of image files: auto, native (compiled on this machine, twice as fast) or pillow. Their pixels
+            are equal, bit for bit.
+        on_error: Reaction to a corrupt image: stop the run, or skip it.
+        holdout: Number of training images, chosen by holdout_seed alone, that are never trained on and replace the
+            validation images. Null: none.
+        holdout_seed: Seed of their choice.
+        layout: Layout that is read if root has several: auto, folders, archives (ImageNet's official ones), shards or
             parquet.
         digest: Of classes, labels, names and sizes of all images; other images are refused. Null: whatever is there; of
             an image folder it is computed, and is part of the experiment.
@@ -219,7 +220,7 @@ class WarmupConfig:
 
     Attributes:
         name: none, constant or gradual.
-        epochs: Length of the warmup; null: 5/90 of the run's.
+        epochs: Length of the warmup. Null: 5/90 of the run's.
     """
 
     name: str
@@ -236,8 +237,8 @@ class ScheduleConfig:
 
     Attributes:
         name: step (× factor at each of the milestones) or cosine (to 0).
-        milestones: Epochs at which the rate falls; null: 1/3, 2/3 and 8/9 of the run (30, 60, 80 of 90).
-        factor: Of the rate at a milestone.
+        milestones: Epochs at which the rate is reduced. Null: 1/3, 2/3 and 8/9 of the run (30, 60, 80 of 90).
+        factor: Factor of the rate at a milestone.
     """
 
     name: str
@@ -256,10 +257,10 @@ class OptimizerConfig:
 
     Attributes:
         name: sgd (the paper's), lars or lamb.
-        momentum: Momentum; of LAMB β₁, with β₂ = 0.999.
-        nesterov: Nesterov's momentum.
+        momentum: Momentum; for LAMB β₁, with β₂ = 0.999.
+        nesterov: Use Nesterov's momentum.
         weight_decay: Weight decay, not on γ and β of normalisations.
-        trust_coefficient: Of LARS.
+        trust_coefficient: Trust coefficient of LARS.
     """
 
     name: str
@@ -282,9 +283,9 @@ class LoaderConfig:
     """Loader processes for image folders.
 
     Attributes:
-        workers: Processes that decode images; null: what the cores allow.
-        prefetch: Batches that each keeps ready; null: 4, or fewer where those of a training process would take more
-            than 1 GiB.
+        workers: Processes that decode images. Null: as many as the cores allow.
+        prefetch: Batches that each process prepares in advance. Null: 4, or fewer if those of a training process would
+            take more than 1 GiB.
     """
 
     workers: int | None
@@ -300,9 +301,9 @@ class CheckpointConfig:
     """Checkpoints: their intervals, and the number that is kept.
 
     Attributes:
-        minutes: Minutes between two checkpoints, written beside training; 0: never.
-        every: Iterations between two; null: minutes alone decide.
-        keep: How many of the newest stay, and beside them the one with the lowest validation error.
+        minutes: Minutes between two checkpoints, which are written during training; 0: never.
+        every: Iterations between two checkpoints. Null: only minutes counts.
+        keep: Number of newest checkpoints that are kept, in addition to the one with the lowest validation error.
     """
 
     minutes: float
@@ -320,11 +321,12 @@ class ExchangeConfig:
     """Exchange of gradients between processes.
 
     Attributes:
-        bucket_mb: MiB that travel at a time, each bucket as soon as back-propagation has filled it: smaller ones start
-            earlier, larger ones use the network better.
-        gradient_as_bucket_view: Keep gradients in the buckets, which saves their memory once.
-        static_graph: Promise that every pass uses the same layers.
-        compress: none, or bf16 for half the bytes: another experiment, as gradients are rounded to 8 bits of precision.
+        bucket_mb: MiB per message; each bucket is sent when back-propagation has filled it. Smaller ones start earlier,
+            larger ones use the network better.
+        gradient_as_bucket_view: Store gradients in the buckets, which saves one copy of them.
+        static_graph: Assert that every pass uses the same layers.
+        compress: none, or bf16 for half the bytes: another experiment, because gradients are rounded to 8 bits of
+            precision.
     """
 
     bucket_mb: float
@@ -348,12 +350,12 @@ class ProbeConfig:
     """Probes of the largest useful k: see `largebatch probe --help`.
 
     Attributes:
-        every: Epochs between two probes, one at the start too; auto: as often as takes 5 % of the run's
-            back-propagations at most, never where one takes more; null: none.
-        steps: Small steps of n samples that are followed, the largest k that can be told; null: k.
-        batches: Minibatches of n whose mean loss the sharpness is of.
-        products: Hessian-vector products at most.
-        layers: Also by layer (format=json, probes.jsonl).
+        every: Epochs between two probes, with one at the start; auto: as often as at most 5 % of the run's
+            back-propagations allow, never if one probe takes more. Null: no probes.
+        steps: Small steps of n samples per probe, the largest k that the answer can give. Null: k.
+        batches: Minibatches of n samples whose mean loss the sharpness refers to.
+        products: Largest number of Hessian-vector products.
+        layers: Also report each layer (format=json, probes.jsonl).
     """
 
     every: int | str | None

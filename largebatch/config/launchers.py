@@ -13,9 +13,8 @@ class LauncherConfig:
 
     Attributes:
         name: local or slurm.
-        max_restarts: How often a run whose process died, or that a cluster took off its nodes, goes on from its last
-            checkpoint.
-        timeout: Seconds without a batch anywhere, after which a run is ended as hung; null: never.
+        max_restarts: Restarts of a run from its last checkpoint after its process died or a cluster stopped it.
+        timeout: Seconds without a batch in any process, after which a run is ended as hung. Null: never.
     """
 
     name: str
@@ -32,7 +31,7 @@ class LocalConfig(LauncherConfig):
     """On this machine, or by whatever set RANK and WORLD_SIZE.
 
     Attributes:
-        jobs: Runs of a sweep at once, each in processes of its own.
+        jobs: Runs of a sweep at the same time, each in its own processes.
     """
 
     jobs: int
@@ -47,21 +46,21 @@ class SlurmConfig(LauncherConfig):
     """A SLURM cluster: what each task of a sweep asks it for. Null leaves a request to the cluster.
 
     Attributes:
-        gpus: GPUs of a task, with a process each; null: the largest divisor of k up to gpus_per_node; 0: none, and
-            processes counts.
-        gpus_per_node: GPUs of a node.
-        nodes: Nodes of a task; null: as few as hold its GPUs.
+        gpus: GPUs of a task, with one process each. Null: the largest divisor of k up to gpus_per_node. 0: none;
+            processes decides.
+        gpus_per_node: GPUs per node.
+        nodes: Nodes of a task. Null: as few as hold its GPUs.
         cpus_per_gpu: Cores of a process, also without a GPU.
-        mem: Memory of a node: 64G.
-        time: Time of a task: 04:00:00.
+        mem: Memory per node, such as 64G.
+        time: Time limit of a task, such as 04:00:00.
         partition: Partition of the cluster.
-        account: Account that pays.
+        account: Account that is charged.
         qos: Quality of service.
-        max_concurrent: Tasks at once, of those that ask for the same.
-        signal_seconds: How long before its time is up a task writes a checkpoint and queues again.
-        setup: Lines of shell before the processes: [module load cuda].
-        options: More options of sbatch: [--exclusive].
-        dry_run: Print the batch scripts, and submit nothing.
+        max_concurrent: Largest number of tasks at the same time, among those with the same resources.
+        signal_seconds: Seconds before the time limit at which a task writes a checkpoint and is requeued.
+        setup: Lines of shell that run before the processes, such as [module load cuda].
+        options: More options of sbatch, such as [--exclusive].
+        dry_run: Print the batch scripts and submit nothing.
     """
 
     gpus: int | None

@@ -47,26 +47,27 @@ class Config:
     """One run. k logical workers of n samples each; everything else is the paper's recipe unless overridden.
 
     Attributes:
-        k: Logical workers: the minibatch is k × n, and the rate follows it.
-        n: Samples that a worker takes in an iteration.
-        seed: Of starting weights, order of samples and augmentation.
-        epochs: Length of the run; schedule and warmup stretch with it.
-        iterations: End the run after so many; the schedule stays that of all epochs. Null: at its end.
-        processes: Over which the workers are shared out; must divide k. Null: the most GPUs that do, 1 on the CPU.
+        k: Number of workers: a minibatch has k × n samples, and the learning rate is scaled with it.
+        n: Samples per worker in a step.
+        seed: Seed of the initial weights, the order of samples and the augmentation.
+        epochs: Length of the run; schedule and warmup are scaled with it.
+        iterations: Stop the run after this many iterations; the schedule remains that of all epochs. Null: don't stop
+            early.
+        processes: Processes that share the workers; must divide k. Null: as many GPUs as divide k; 1 on the CPU.
         workers_per_pass: Workers computed in one forward pass: more is faster on a GPU and takes more memory. Null: 1
-            on the CPU; on a GPU up to 8, and up to 512 samples together.
-        threads: CPU threads of a process; null: cores over processes.
-        precision: fp32, bf16, fp64 or auto: bf16 on a GPU that has it, else fp32.
+            on the CPU; on a GPU up to 8, with up to 512 samples in all.
+        threads: CPU threads of a process. Null: cores divided by processes.
+        precision: fp32, bf16, fp64 or auto: bf16 on a GPU that supports it, otherwise fp32.
         tf32: Let a GPU compute fp32 products in TF32.
         device: cpu, cuda, mps, or auto: the first of cuda, mps, cpu.
         compile: Compile the forward and backward pass.
-        cuda_graphs: On one GPU, record a step once and repeat it without its launches: for small networks.
-        channels_last: Memory format; null: on a GPU.
-        deterministic: Deterministic kernels; null: what exact says.
-        exact: The same bits on any power of two of processes; workers_per_pass is 1.
-        run_dir: Where the run is recorded; null: runs/<dataset>-<model>/<k, n, warmup, seed, hash>.
-        resume: Go on with the run that run_dir holds, or report that it is done.
-        log_every: Iterations a line of the record.
+        cuda_graphs: On one GPU, record a step once and replay it without its kernel launches: for small networks.
+        channels_last: Memory format channels_last. Null: on a GPU only.
+        deterministic: Use deterministic kernels. Null: the value of exact.
+        exact: Compute the same bits on any power of two of processes; workers_per_pass is 1.
+        run_dir: Directory of the run's record. Null: runs/<dataset>-<model>/<k, n, warmup, seed, hash>.
+        resume: Continue the run in run_dir, or report that it is complete.
+        log_every: Iterations per line of the record.
 
     Raises:
         UserError: a value that is not allowed, with what was given, what is allowed and what to do.

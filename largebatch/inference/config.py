@@ -18,24 +18,25 @@ class EvalConfig:
     """Configuration of an evaluation, and of the memory of its weights.
 
     Attributes:
-        run: A recorded run's directory.
+        run: Directory of a recorded run.
         runs: Directories and globs of runs: an ensemble.
         state_file: Weights of your own in safetensors, for model=… and dataset=…, without a run; nothing is unpickled.
-        weights: Of a run: last, best, or a file of safetensors.
+        weights: Weights of a run: last, best, or a file of safetensors.
         offload: none (all weights on the device), submodule (a few layers at a time) or model (whole networks take
             turns).
-        budget: Weights on the device at once: 200MB, 1.5GiB, bytes; null: as few as the mode needs.
-        groups: What travels together: bytes (neighbouring layers of equal bytes), leaf (layers) or blocks.
-        prefetch: Bring the next weights while these compute; false takes less memory, and the device waits.
-        batches_per_load: Batches that share an upload under submodule: fewer copies, more memory for activations.
+        budget: Limit of the weights on the device: 200MB, 1.5GiB, bytes. Null: as few as the mode needs.
+        groups: Weights that are copied together: bytes (neighbouring layers of equal bytes), leaf (layers) or blocks.
+        prefetch: Copy the next weights while these compute; false takes less memory, and the device waits.
+        batches_per_load: Batches that share an upload with offload=submodule: fewer copies, more memory for
+            activations.
         fold_bn: Fold BatchNorm into the convolutions.
-        batch: Images a pass: smaller takes less memory for activations. Null: 256, as while training.
-        combine: What an ensemble averages: probabilities or logits.
-        compare: Evaluate with and without offloading in turns, and print how much longer it took.
+        batch: Images per pass: fewer take less memory for activations. Null: 256, as in training.
+        combine: Outputs that an ensemble averages: probabilities or logits.
+        compare: Evaluate with and without offloading in turns, and print the ratio of their times.
         plan: Evaluate nothing: predict memory, bytes moved and time of every mode.
-        quantized: Take the integers that `largebatch quantize` made of the run; with offload= they travel as bytes, a
-            quarter of the weights.
-        engine: What computes them: auto, reference, x86, onnxruntime or cuda.
+        quantized: Evaluate the integers that `largebatch quantize` made of the run; with offload= they are copied as
+            bytes, a quarter of the weights.
+        engine: Engine of the integers: auto, reference, x86, onnxruntime or cuda.
     """
 
     run: UserPath | None

@@ -20,29 +20,27 @@ class QuantizeConfig:
     """Configuration of a quantization.
 
     Attributes:
-        run: A recorded run's directory.
+        run: Directory of a recorded run.
         state_file: Weights in safetensors, for model=… and dataset=…, without a run.
-        weights: Of a run: last, best, or a file of safetensors.
-        calibration: Ranges of activations: minmax (all that was seen), percentile (0.01 % less at either end) or mse
-            (the least squared error).
-        images: Training images that they are measured on: more change little beyond a few hundred, and take no more
-            memory.
+        weights: Weights of a run: last, best, or a file of safetensors.
+        calibration: Ranges of activations: minmax (all observed values), percentile (without 0.01 % at either end) or
+            mse (least squared error).
+        images: Training images for calibration: more than a few hundred change little, and take no more memory.
         granularity: Scales of weights: per_channel or per_tensor.
         bits: Width of weights and activations, 2 to 8.
-        engine: What computes the integers: auto (cuda on a GPU, x86 on a processor with AVX2, else reference, which is
+        engine: Engine of the integers: auto (cuda on a GPU, x86 on a processor with AVX2, otherwise reference, which is
             exact and slow), reference, x86, onnxruntime or cuda.
-        reduce_range: Weights whose sums fit into 16 bits, as x86 without VNNI needs, which saturates silently: auto
-            (where this processor does), true (safe anywhere, up to a bit less of the weights that could overflow) or
-            false.
+        reduce_range: Limit weights so that sums fit into 16 bits, as x86 without VNNI needs, where sums saturate
+            silently: auto (if this processor saturates), true (safe on any machine, with slightly less range for
+            weights that could overflow) or false.
         report: Evaluate before and after, layer by layer, and measure speed.
         max_drop: Keep layers in floats, worst first, until top-1 falls by no more points than this.
-        min_db: Without report and max_drop: decibels that logits must stand above their change; 8 bits usually reach
+        min_db: Without report and max_drop: smallest ratio of logits to their change in decibels; 8 bits usually reach
             30.
-        allow_float: Take a network most of which stays in floats: without it, where less than half of the
-            multiplications are in integers, or more than half of the bytes remain, nothing is written, and the exit
-            status is 1.
+        allow_float: Accept a network most of which stays in floats. Otherwise, if less than half of the multiplications
+            are in integers or more than half of the bytes remain, nothing is written, and the exit status is 1.
         export: onnx: also write network.onnx.
-        out: Where it is written; null: quantized/ in the run's directory.
+        out: Output directory. Null: quantized/ in the run's directory.
     """
 
     run: UserPath | None

@@ -32,9 +32,9 @@ def test_a_docstring_describes_no_key_that_is_not_there(cls):
 
 
 def test_a_description_takes_several_lines_and_is_inherited():
-    assert described(LAUNCHERS["slurm"])["timeout"].startswith("Seconds without a batch anywhere, after which")
+    assert described(LAUNCHERS["slurm"])["timeout"].startswith("Seconds without a batch in any process, after which")
     assert described(Config)["run_dir"] == (
-        "Where the run is recorded; null: runs/<dataset>-<model>/<k, n, warmup, seed, hash>."
+        "Directory of the run's record. Null: runs/<dataset>-<model>/<k, n, warmup, seed, hash>."
     )
 
 

@@ -137,7 +137,7 @@ def test_a_file_that_is_no_profile(tmp_path):
 
 
 def test_one_link_alone_needs_both_its_numbers(profile):
-    with pytest.raises(UserError, match="says nothing of that link: give both network= and latency="):
+    with pytest.raises(UserError, match="does not describe that link: give both network= and latency="):
         run([profile(links=[]), "network=50"])
 
 

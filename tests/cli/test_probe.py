@@ -67,8 +67,8 @@ def test_checkpoints_say_what_the_run_would_have_said_on_its_way(runs, tmp_path,
         (["run=nowhere"], "run=nowhere matches no run"),
         (["run={root}"], "run=.* is no run itself, it holds 2: name one, such as run=.*bare"),
         (["run={root}/bare"], r"was not probed: train with probe\.every=1, or keep checkpoints \(checkpoint\.every="),
-        (["run={root}/kept", "k=8"], "k= cannot be given beside run=, which is probed as it was trained"),
-        (["run={root}/kept", "dataset.root=/nowhere", "seed=3"], "seed= cannot be given beside run="),
+        (["run={root}/kept", "k=8"], "k= cannot be given with run=, which is probed as it was trained"),
+        (["run={root}/kept", "dataset.root=/nowhere", "seed=3"], "seed= cannot be given with run="),
     ],
 )
 def test_mistakes_are_sentences(runs, tmp_path, monkeypatch, words, sentence):

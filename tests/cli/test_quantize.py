@@ -313,5 +313,5 @@ def test_what_cannot_be_written_to_onnx_leaves_nothing_behind(run, call, monkeyp
 def test_help_teaches(call):
     status, out, _ = call("quantize", "--help")
     assert status == 0
-    assert "== What is reported ==" in out
+    assert "== Report ==" in out
     assert "calibration=minmax" in out

@@ -44,11 +44,11 @@ def tasks(compose, tmp_path, monkeypatch):
         ("status nowhere", "there is no directory nowhere: give a sweep's, … Sweeps there: sweep."),
         ("resume .", ". holds no manifest.jsonl, so it is no sweep. Sweeps there: sweep."),
         ("cancel nowhere", "there is no directory nowhere: …"),
-        ("logs sweep", "sweep logs takes DIR TASK. `largebatch sweep logs --help` says more."),
+        ("logs sweep", "sweep logs takes DIR TASK. See `largebatch sweep logs --help`."),
         ("logs sweep 2", "TASK 2 is not one of sweep: it takes a whole number from 0 to 1."),
         ("run sweep 1e0", "TASK 1e0 is not one of sweep: it takes a whole number from 0 to 1."),
-        ("run sweep 0 1", "sweep run takes DIR TASK. '1' is one word too many. …"),
-        ("resume sweep jobs=2", "sweep resume takes DIR. 'jobs=2' is one word too many. …"),
+        ("run sweep 0 1", "sweep run takes DIR TASK. '1' is one argument too many. …"),
+        ("resume sweep jobs=2", "sweep resume takes DIR. 'jobs=2' is one argument too many. …"),
     ],
 )
 def test_a_mistake_is_a_sentence_and_starts_nothing(tasks, words, sentence):
@@ -98,7 +98,7 @@ def test_cancelling_what_does_not_run(tasks, capsys):
     ("error", "status", "words"),
     [
         (PermissionError, 2, "sweep is being run by another user, in process 7: ask them."),
-        (ProcessLookupError, 0, "Asked to write checkpoints and end."),  # it has ended by itself meanwhile
+        (ProcessLookupError, 0, "The tasks will write checkpoints and stop."),  # it has ended by itself meanwhile
     ],
 )
 def test_cancelling_what_cannot_be_signalled(tasks, monkeypatch, capsys, error, status, words):

@@ -25,26 +25,26 @@ _DATASET = Word(
 _LAYOUT = Word(
     "layout",
     "auto",
-    "What is read where root holds several: folders, the official archives, shards or parquet files.",
+    "Layout that is read if root has several: folders, official archives, shards or parquet files.",
     ("auto", "folders", "archives", "shards", "parquet"),
 )
-_PROCESSES = Word("processes", None, "How many processes read images at once. By default one a core.")
+_PROCESSES = Word("processes", None, "Processes that read images. By default one per core.")
 _LAYOUTS = (
-    "A root is taken as it lies there. Class folders: train/ and val/, each with one folder of images a class; or "
-    "Kaggle's ILSVRC/Data/CLS-LOC, whose validation images lie in one folder, with LOC_val_solution.csv. The official "
-    "archives, unopened: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz "
-    "(or what it holds). WebDataset's shards: .tar with a .jpg and a .cls an image. Hugging Face's parquet files. "
-    "Shards and parquet files lie in root, data/, train/ or val/, and are told apart by train or val (validation) in "
-    "their names or their directory's. Where a root holds archives beside class folders, as torchvision's does, the "
-    "folders are read; layout= chooses another.",
+    "Layouts of a root; nothing is unpacked. Class folders: train/ and val/ with one folder of images per class; or "
+    "Kaggle's ILSVRC/Data/CLS-LOC, whose validation images are in one folder, with LOC_val_solution.csv. The official "
+    "archives: ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz "
+    "(or its contents). WebDataset shards: .tar with a .jpg and a .cls per image. Hugging Face's parquet files. "
+    "Shards and parquet files are in root, data/, train/ or val/; train or val (validation) in their names or their "
+    "directory's distinguishes them. If a root has archives and class folders, as torchvision's does, the folders are "
+    "read; layout= chooses another.",
     "Hidden files and system folders (._x.jpg, .DS_Store, lost+found, @eaDir, Thumbs.db) are neither images nor "
-    "classes. They, and files that have no ending of an image, are left out and counted on the first line.",
-    "Archives and parquet files are indexed once, and images are read from them in place: nothing is unpacked. The "
-    "index is kept beside them as largebatch-index.safetensors, or in $LARGEBATCH_CACHE (else ~/.cache/largebatch) "
-    "where they cannot be written. It is made anew when a file's size or time of change is another. train makes it "
-    "too, if it must.",
-    "From archives and class folders an image is read alone. Parquet gives a row group of about a hundred images at a "
-    "time, so training from it reads a hundred times as much: for many epochs use shards.",
+    "classes. These, and files without the extension of an image, are left out and counted on the first line.",
+    "Archives and parquet files are indexed once, and images are read from them in place. The index is written to the "
+    "same directory as largebatch-index.safetensors, or to $LARGEBATCH_CACHE (default ~/.cache/largebatch) if that "
+    "directory is read-only. It is made again when the size or modification time of a file changes. train makes it if "
+    "it is missing.",
+    "Archives and class folders give single images. Parquet gives a row group of about a hundred images at a time, so "
+    "training from it reads a hundred times as much: for many epochs use shards.",
     "Images are numbered by class, then file name, then archive and place in it, classes by their sorted synsets: the "
     "samples of a run are the same in every layout.",
 )
@@ -136,7 +136,7 @@ def _stats(given: Given) -> int:
         )
         looks = look(split, images, processes)
         if not looks:
-            print("  none of those looked at can be read: largebatch data verify says why")
+            print("  none of the sampled images can be read: largebatch data verify reports the causes")
             continue
         sizes, widths, heights = (np.array([getattr(one, key) for one in looks]) for key in ("size", "width", "height"))
         kinds = ", ".join(f"{kind} {100 * count / len(looks):.3g} %" for kind, count in most_common(looks))
@@ -152,12 +152,12 @@ VERBS = {
     "index": _Verb(
         Vocabulary(
             "data index",
-            "Index archives or parquet files before a run needs it, such as on a node that may write beside them.",
+            "Index archives or parquet files before a run, for example on a node that can write to their directory.",
             (
                 _ROOT,
                 _DATASET,
                 _LAYOUT,
-                Word("anew", "false", "Make it again though it still holds.", BOOLEAN),
+                Word("anew", "false", "Make it again even if it is valid.", BOOLEAN),
             ),
             (("data index dataset.root=/data/imagenet dataset=imagenet", "before the first run"),),
             _LAYOUTS,
@@ -167,18 +167,20 @@ VERBS = {
     "verify": _Verb(
         Vocabulary(
             "data verify",
-            "Read and decode every image, and name with archive and offset those that are corrupt (they cannot be "
-            "decoded) or suspect (libjpeg warns of missing, zeroed or superfluous data, which training would not "
-            "notice). Equal ones are found by a hash of their bytes. With dataset=imagenet images of each class are "
-            "counted, and the official archives are held against their published MD5 sums.",
+            "Read and decode every image, and list with archive and offset those that are corrupt (they cannot be "
+            "decoded) "
+            "or suspect (libjpeg warns of missing, zeroed or superfluous data, which training does not detect). "
+            "Duplicates are found by a hash of their bytes. With dataset=imagenet the images of each class are "
+            "counted, and the official archives are compared with their published MD5 sums.",
             (_ROOT, _DATASET, _LAYOUT, _PROCESSES),
             (("data verify dataset.root=/data/imagenet dataset=imagenet", "every image of ImageNet"),),
             (
-                "JPEGs are decoded by simplejpeg, whose libjpeg-turbo is the one of Pillow and tells its warnings; "
-                "others by Pillow. Directories that cannot be read, FIFOs and names that are no text are findings too.",
-                "Exit status: 0 all is well; 1 something is corrupt, suspect, or of a wrong number or MD5 sum; 2 the "
-                "layout cannot be read. "
-                "ImageNet itself has images that repeat another: these are listed, and nothing is wrong.",
+                "JPEGs are decoded by simplejpeg, which uses the same libjpeg-turbo as Pillow and reports its "
+                "warnings; "
+                "others by Pillow. Unreadable directories, FIFOs and names that are not text are also reported.",
+                "Exit status: 0 no problem; 1 corrupt or suspect images, or a wrong number or MD5 sum; 2 the layout "
+                "cannot be "
+                "read. ImageNet itself contains duplicates: they are listed, and are not an error.",
             ),
         ),
         _verify,
@@ -186,8 +188,8 @@ VERBS = {
     "stats": _Verb(
         Vocabulary(
             "data stats",
-            "Print how many images and classes there are, and of some images, evenly spread, bytes, sizes and formats.",
-            (_ROOT, _DATASET, _LAYOUT, _PROCESSES, Word("images", "2000", "How many of each split are looked at.")),
+            "Print the numbers of images and classes, and bytes, sizes and formats of some.",
+            (_ROOT, _DATASET, _LAYOUT, _PROCESSES, Word("images", "2000", "Images of each split that are read.")),
             (("data stats dataset.root=/data/imagenet", "what is there"),),
         ),
         _stats,

@@ -118,7 +118,7 @@ KINDS = {
         "the largest k that is equivalent to the baseline, below the first that is worse (`largebatch table --help`).",
         (
             Word("paper", "false", "Draw the published points on ImageNet; they need no runs=.", BOOLEAN),
-            Word("margin", "0.5", "How far apart errors may be that count as equivalent, in points of error."),
+            Word("margin", "0.5", "Largest difference of errors that counts as equivalent, in points of error."),
         ),
         (
             ("plot scaling runs=runs/sweep", "one line for every way to warm up, in scaling.svg"),
@@ -147,7 +147,7 @@ KINDS = {
             Word(
                 "profile",
                 None,
-                "Draw also what `largebatch predict` says by this profile. With paper=true by default paper.",
+                "Also draw the prediction of `largebatch predict` with this profile. With paper=true by default paper.",
                 path=True,
             ),
             Word("nodes", None, "How many nodes that is predicted for. By default as few as hold the processes."),

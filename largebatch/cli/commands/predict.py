@@ -40,13 +40,13 @@ VOCABULARY = Vocabulary(
         Word(
             "run",
             None,
-            "A run of the same network that `largebatch probe` measured: whether accuracy bears each k, by its answer.",
+            "A run of the same network that `largebatch probe` measured: prints whether accuracy is kept.",
             path=True,
         ),
         Word("model", None, "The network that you mean: a profile of another one is refused."),
         Word("device", None, "The device that you mean, such as H200: a profile of another one is refused."),
         Word("epochs", "90", "Of training, each with a validation."),
-        Word("deadline", None, "A time for the whole run, such as 1h, 90min or 2d: the fewest GPUs that meet it."),
+        Word("deadline", None, "Longest time of the run, such as 1h, 90min or 2d: the fewest GPUs that meet it."),
         Word("network", None, "Gbit/s that a node sends and receives, in the place of the profile's."),
         Word("latency", None, "µs of a message between nodes, in the place of the profile's."),
         Word("gpu_link", None, "Gbit/s that a GPU sends to others of its node, in the place of the profile's."),
@@ -112,7 +112,7 @@ def predicted(given: Given) -> tuple[dict[str, Any], str]:
         answer += _borne(str(given.text("run")), profile, name, sorted({one.k for one in predictions}))
     else:
         answer.append(
-            "Whether accuracy bears it is another question: run=… of a run that `largebatch probe` measured says it."
+            "This says nothing about accuracy: give run=… of a run that `largebatch probe` measured for that."
         )
     lines = [*heading(profile), "iteration and its parts in ms", "", *table(predictions), "", *answer]
     return {**facts(name, profile, predictions), "answer": answer}, "\n".join(lines)
@@ -130,7 +130,7 @@ def _profile(given: Given, name: str) -> Profile:
         if not (given.text(speed) or given.text(latency)):
             continue
         if own is None and not (given.text(speed) and given.text(latency)):
-            raise UserError(f"the profile says nothing of that link: give both {speed}= and {latency}=.")
+            raise UserError(f"the profile does not describe that link: give both {speed}= and {latency}=.")
         profile = profile.with_link(
             Link(
                 between,
@@ -240,4 +240,4 @@ def _borne(run: str, profile: Profile, name: str, ks: list[int]) -> list[str]:
     return [f"Accuracy, by the probe of {run}: {'; '.join(parts)}."]
 
 
-PREDICT = PlainCommand("say what a run would take on machines that are not here: time, GPUs, GPU-hours", run)
+PREDICT = PlainCommand("predict time, GPUs and GPU-hours of a run on other machines", run)

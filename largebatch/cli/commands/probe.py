@@ -1,4 +1,4 @@
-"""``largebatch probe``: how far k can grow, measured along a run."""
+"""``largebatch probe``: measure along a run how large k can be."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ class Asked:
     """The keys of the command itself.
 
     Attributes:
-        run: A recorded run's directory: measured from its checkpoints, or as it was probed.
-        runs: Directories and globs of a sweep, to hold the answer against.
-        answer: Print how large k may be, whether a warmup is needed and how long.
-        baseline: Of runs=; null: kn = lr.base_minibatch.
-        margin: How far apart errors may be that count as equivalent, in points of error.
+        run: Directory of a recorded run: measured from its checkpoints, or as it was probed.
+        runs: Directories and globs of a sweep, for comparison with the answer.
+        answer: Print how large k may be, whether a warmup is needed, and its length.
+        baseline: Baseline of runs=. Null: kn = lr.base_minibatch.
+        margin: Largest difference of errors that counts as equivalent, in points of error.
         format: text or json.
     """
 
@@ -108,7 +108,7 @@ def _recorded(directory: Path, values: Values, words: Sequence[str]) -> Outcome:
     for key in keys_of(words):
         if not any(key == name or key.startswith(f"{name}.") for name in (*FREE, *OURS, "hydra")):
             raise UserError(
-                f"{key}= cannot be given beside run=, which is probed as it was trained: leave it out. These can: "
+                f"{key}= cannot be given with run=, which is probed as it was trained: leave it out. These can: "
                 f"{', '.join((*OURS[1:], *FREE))}.{nearest(key, (*OURS, *FREE))}"
             )
     readable(directory)  # before minutes are spent on it

@@ -21,7 +21,7 @@ def run(arguments: list[str]) -> int:
         (
             *SELECTING,
             Word("out", "report.html", "The file to write, .html.", path=True),
-            Word("margin", "0.5", "How far apart errors may be that count as equivalent, in points of error."),
+            Word("margin", "0.5", "Largest difference of errors that counts as equivalent, in points of error."),
             NOTES,
         ),
         (("report runs=runs/digits-resnet8 out=digits.html", "every experiment below, against the baseline"),),

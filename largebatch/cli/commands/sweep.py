@@ -123,7 +123,7 @@ def _cancel(words: list[str]) -> int:
         except ProcessLookupError:  # it has just ended
             continue
     if owners:
-        say(f"Asked to write checkpoints and end. To go on later: largebatch sweep resume {directory}")
+        say(f"The tasks will write checkpoints and stop. To continue later: largebatch sweep resume {directory}")
     else:
         say(f"Nothing of {directory} runs.")
     return 0
@@ -164,57 +164,56 @@ def _standings(directory: Path, tasks: Sequence[Task] | None = None) -> list[Sta
 def _places(verb: str, words: list[str], count: int) -> tuple[Path, str]:
     """Return DIR, and TASK where ``count`` is 2, else ""."""
     if len(words) != count:
-        extra = f" '{words[count]}' is one word too many." if len(words) > count else ""
-        raise UserError(f"sweep {verb} takes {VERBS[verb].takes}.{extra} `largebatch sweep {verb} --help` says more.")
+        extra = f" '{words[count]}' is one argument too many." if len(words) > count else ""
+        raise UserError(f"sweep {verb} takes {VERBS[verb].takes}.{extra} See `largebatch sweep {verb} --help`.")
     return Path(at_home(words[0])), words[1] if count == 2 else ""
 
 
 STATUS_WORDS = Vocabulary(
     "sweep status DIR",
-    "Print a line for every task of a sweep: its state, how many epochs it has come, its error in %, how often it went "
-    "on after an interruption, and why it failed. The states: waiting (nothing has started it yet), queued (at the "
-    "scheduler), running, done, stopped (early, as iterations=… said), diverged (a result), interrupted (it goes on "
-    "where it stopped), failed.",
+    "Print a line for every task of a sweep: its state, completed epochs, its error in %, the number of restarts, and "
+    "the cause of a failure. The states: waiting (not started), queued (at the scheduler), running, done, stopped "
+    "(early, because of iterations=…), diverged (a result), interrupted (it continues from its checkpoint), failed.",
     (
-        Word("watch", "false", "Keep a table in the terminal, until nothing runs any more or Ctrl-C.", BOOLEAN),
-        Word("format", "text", "How it is written.", ("text", "json")),
+        Word("watch", "false", "Update a table in the terminal until no task runs, or Ctrl-C.", BOOLEAN),
+        Word("format", "text", "Output format.", ("text", "json")),
     ),
     (
-        ("sweep status runs/sweeps/20260101-120000-000000", "where it stands"),
+        ("sweep status runs/sweeps/20260101-120000-000000", "print the states"),
         ("sweep status runs/paper watch=true", "follow it"),
         ("sweep status runs/paper format=json", "for a program"),
     ),
 )
 VERBS = {
-    "status": _Verb("DIR [watch=true] [format=json]", "where its tasks stand", "", _status),
+    "status": _Verb("DIR [watch=true] [format=json]", "print the states of its tasks", "", _status),
     "resume": _Verb(
         "DIR",
         "run or submit what is missing, interrupted or failed",
-        "Run what was never started, was interrupted or failed, the way the sweep was started: here, or at SLURM. "
-        "Interrupted runs go on from their last checkpoint. What is done is left alone; sweep.force=true beside the "
-        "words that started the sweep, with hydra.sweep.dir=DIR, runs it again. Other code than at the last start is "
-        "said.",
+        "Run the tasks that are missing, interrupted or failed, in the way that the sweep was started: on this "
+        "machine or "
+        "with SLURM. Interrupted runs continue from their last checkpoint. Complete runs are left alone; the command "
+        "that started the sweep, with hydra.sweep.dir=DIR and sweep.force=true, runs them again. If the code has "
+        "changed since the last start, a line is printed.",
         _resume,
     ),
     "cancel": _Verb(
         "DIR",
-        "end what runs, with a checkpoint, and start nothing more",
-        "Ask what runs to write a checkpoint and end. A sweep at SLURM is taken from the queue. "
-        "`largebatch sweep resume DIR` goes on with it.",
+        "stop what runs, with a checkpoint, and start nothing more",
+        "Tell running tasks to write a checkpoint and stop. Tasks of SLURM are removed from the queue. "
+        "`largebatch sweep resume DIR` continues it.",
         _cancel,
     ),
     "logs": _Verb(
         "DIR TASK",
-        "where a task's logs are, and their last lines",
-        "Print where the logs of a task are, and the last lines of what it printed. TASK is its number in "
-        "`largebatch sweep status DIR`.",
+        "print the paths of a task's logs, and their last lines",
+        "Print the paths of a task's logs, and their last lines. TASK is its number in `largebatch sweep status DIR`.",
         _logs,
     ),
     "run": _Verb(
         "DIR TASK",
-        "run one task here, as a batch script does",
-        "Run one task of a sweep in this process, or go on with it; said to every rank where RANK and WORLD_SIZE are "
-        "set. Batch scripts call this. Exit status: as of `largebatch train`.",
+        "run one task on this machine, as a batch script does",
+        "Run or resume one task of a sweep in this process. With RANK and WORLD_SIZE set, every rank runs this. "
+        "Batch scripts call it. Exit status: as of `largebatch train`.",
         _run,
     ),
 }
@@ -225,12 +224,12 @@ def _usage() -> str:
     width = max(map(len, calls))
     return "\n".join(
         [
-            "largebatch sweep: what `largebatch train -m` has planned in DIR, by default in runs/sweeps.",
+            "largebatch sweep: manage a sweep of `largebatch train -m` in DIR, by default in runs/sweeps.",
             "",
             *(f"  {call:<{width}}  {summary}" for call, summary in calls.items()),
             "",
-            "largebatch sweep WORD --help says more. Exit status of run and resume: 0 all done, 1 a task failed,",
-            "75 ended, 130 interrupted; 2 a mistake in what was asked.",
+            "largebatch sweep VERB --help describes each. Exit status of run and resume:",
+            "0 all complete, 1 a task failed, 75 ended, 130 interrupted; 2 a mistake in the arguments.",
         ]
     )
 
@@ -257,4 +256,4 @@ def sweep(words: list[str]) -> int:
     return VERBS[name].run(rest)
 
 
-SWEEP = PlainCommand("look at a sweep, go on with it, cancel it, or run one task of it", sweep)
+SWEEP = PlainCommand("show, resume or cancel a sweep, or run one task of it", sweep)

@@ -19,7 +19,7 @@ def run(arguments: list[str]) -> int:
         "and whether it is equivalent.",
         (
             *SELECTING,
-            Word("margin", "0.5", "How far apart errors may be that count as equivalent, in points of error."),
+            Word("margin", "0.5", "Largest difference of errors that counts as equivalent, in points of error."),
             NOTES,
             Word("format", "text", "How the table is written.", FORMATS),
             Word(

@@ -16,5 +16,5 @@ def train(values: Values) -> Outcome:
         try:
             return train_run(config)
         except Ended:
-            say("largebatch: ended by a signal outside of training; resume=true goes on.")
+            say("largebatch: ended by a signal outside of training; resume=true continues.")
             return Outcome(ENDED)
