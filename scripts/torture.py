@@ -4,26 +4,35 @@
 
 Random configurations of a small run are trained to the end once, and once under faults: SIGKILL at random moments and
 in the middle of a checkpoint's write, SIGTERM, SIGINT, a pause by SIGSTOP, a rank killed under its launcher, files
-truncated, bits flipped, a writer's left-overs. Every process is real. Weights must have the same bytes and records the
-same lines (but for times). Exit status 1 if anything differs.
+truncated, bits flipped, a writer's left-overs. A connection is dropped (SIGHUP, also where nohup ignores it), a
+terminal is closed, the reader of a pipe goes away. In some runs the last step destroys the weights: they must end as
+diverged, with status 3 and no best checkpoint. Every process is real. Weights must have the same bytes and records the
+same lines (but for times), and a run that ends with status 75 or 130 must have a checkpoint. Exit status 1 if anything
+differs.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import json
 import multiprocessing
 import os
+import pty
 import random
+import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import termios
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -52,23 +61,60 @@ DATA = (
 )
 
 
-def _command(arguments: Sequence[str], output: Path) -> None:
+@dataclass(frozen=True)
+class Outside:
+    """Where a process prints: to a file, or to a pipe or a terminal, whose other end is closed after a while.
+
+    Attributes:
+        output: file, pipe or terminal.
+        seconds: Until the other end is closed.
+        nohup: Whether SIGHUP is ignored from the start.
+    """
+
+    output: str = "file"
+    seconds: float = 0.0
+    nohup: bool = False
+
+    def open(self, log: Path) -> int:
+        """Return a descriptor to print to."""
+        if self.output == "file":
+            return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        reader, writer = os.pipe() if self.output == "pipe" else pty.openpty()
+        if self.output == "terminal":
+            fcntl.ioctl(writer, termios.TIOCSCTTY, 0)  # closing it sends SIGHUP to the session's leader
+        threading.Thread(target=self._read, args=(reader, log), daemon=True).start()
+        return writer
+
+    def _read(self, reader: int, log: Path) -> None:
+        """Copy what is printed, and close this end when the time has come."""
+        deadline = time.monotonic() + self.seconds
+        with log.open("ab", buffering=0) as file:
+            while (left := deadline - time.monotonic()) > 0:
+                if select.select([reader], [], [], left)[0]:
+                    file.write(os.read(reader, 4096))
+        os.close(reader)
+
+
+def _command(arguments: Sequence[str], output: Path, outside: Outside) -> None:
     """Be the command, in a fresh process of the server's."""
     os.setsid()
-    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    if outside.nohup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    log = outside.open(output)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    os.close(log)
     sys.argv = ["largebatch", *arguments]
     from largebatch.cli.main import main
 
     main()
 
 
-def start(directory: Path, words: Sequence[str]) -> ForkServerProcess:
-    """Start ``largebatch train`` on a run directory; what it prints goes to ``<directory>.txt``."""
+def start(directory: Path, words: Sequence[str], outside: Outside | None = None) -> ForkServerProcess:
+    """Start ``largebatch train`` on a run directory; what it prints goes to ``<directory>.txt``, as long as it can."""
     output = directory.with_name(f"{directory.name}.txt")
     arguments = ["train", *words, f"run_dir='{directory}'"]
-    process = FORKS.Process(target=_command, args=(arguments, output))
+    process = FORKS.Process(target=_command, args=(arguments, output, outside or Outside()))
     process.start()
     return process
 
@@ -118,12 +164,29 @@ def random_words(chance: random.Random) -> list[str]:
     return words
 
 
-class Torture:
-    """One run under faults, and what was done to it."""
+def diverging_words(chance: random.Random) -> list[str]:
+    """Return a small run whose only or last step destroys the weights."""
+    whole = chance.choice([["k=4", "n=32", "epochs=1"], ["k=2", "n=16", "epochs=3", "iterations=1"]])
+    rest = [
+        "lr.base=3e38",
+        "warmup=none",
+        "optimizer=sgd",
+        "precision=fp32",
+        "checkpoint.every=1",
+        "deterministic=true",
+    ]
+    words = [*DATA, *whole, *rest, f"seed={chance.randrange(1000)}", "lr.base_minibatch=16", "device=cpu", "threads=1"]
+    return [*words, "processes=2"] if chance.random() < 0.2 else words
 
-    def __init__(self, directory: Path, words: Sequence[str], chance: random.Random, counts: Counter[str]) -> None:
+
+class Torture:
+    """One run under faults, and what was done to it; ``expected`` is the exit status of its end."""
+
+    def __init__(
+        self, directory: Path, words: Sequence[str], chance: random.Random, counts: Counter[str], expected: int = 0
+    ) -> None:
         self.directory, self.words, self.chance, self.counts = directory, [*words, "resume=true"], chance, counts
-        self.checkpoints = directory / "checkpoints"
+        self.checkpoints, self.expected, self.problems = directory / "checkpoints", expected, list[str]()
 
     def run(self, length: float, faults: int) -> None:
         """Let the run live through ``faults`` faults at random moments, then end.
@@ -133,20 +196,40 @@ class Torture:
             faults: How many.
         """
         while True:
-            process = start(self.directory, self.words)
+            outside = self._outside(length) if faults > 0 else Outside()
+            process, kind = start(self.directory, self.words, outside), ""
             if faults > 0:
                 faults -= 1
-                self._strike(process, self.chance.uniform(0, length))
+                kind = (
+                    "" if outside.output != "file" else self._strike(process, self.chance.uniform(0, length), outside)
+                )
             status = end(process)
-            if status == 0:
+            if status == self.expected:
                 return
-            if status not in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, 75, 130):
+            ended = (75, -signal.SIGHUP) if outside.output == "terminal" and not outside.nohup else ()
+            if outside.output == "pipe" or (outside.output == "terminal" and status not in ended) or kind == "nohup":
+                self.problems.append(f"status {status} under {outside}")
+            if status not in (-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP, 75, 130):
                 raise SystemExit(f"exit status {status}: see {self.directory}.txt")
+            begun = (read_summary(self.directory) or {}).get("iterations", 0) > 0
+            if status in (75, 130) and begun and not checkpoint.candidates(self.checkpoints):
+                self.problems.append(f"status {status} without a checkpoint")
             if self.chance.random() < 0.4:
                 self._tear()
 
-    def _strike(self, process: ForkServerProcess, seconds: float) -> None:
+    def _outside(self, length: float) -> Outside:
+        """Choose where the next start prints; mostly to a file, which stays."""
+        output = self.chance.choice(["file", "file", "pipe", "terminal"])
+        nohup = self.chance.random() < 0.5
+        if output != "file":
+            name = {"pipe": "reader of a pipe gone", "terminal": "terminal closed"}[output]
+            self.counts[name + " under nohup" * (nohup and output == "terminal")] += 1
+        return Outside(output, self.chance.uniform(0, length), nohup)
+
+    def _strike(self, process: ForkServerProcess, seconds: float, outside: Outside) -> str:
+        """Do something to a process at some moment, and return what; empty where it had ended."""
         kinds = ["kill", "kill", "write", "write", "SIGTERM", "SIGINT", "twice", "pause"]
+        kinds += ["nohup" if outside.nohup else "SIGHUP"] * 3
         kind = self.chance.choice([*kinds, *["rank"] * 4] if "processes=2" in self.words else kinds)
         pid = process.pid or 0
         if kind == "write":
@@ -158,8 +241,9 @@ class Torture:
             self._until(process, lambda: False, seconds)
         ranks = _children(pid) if "processes=2" in self.words else []
         if process.exitcode is not None or (kind == "rank" and not ranks):
-            return
-        self.counts[{"write": "killed while a checkpoint was written", "twice": "SIGTERM twice"}.get(kind, kind)] += 1
+            return ""
+        names = {"write": "killed while a checkpoint was written", "twice": "SIGTERM twice", "nohup": "SIGHUP ignored"}
+        self.counts[names.get(kind, kind)] += 1
         if kind == "rank":
             _send(self.chance.choice(ranks), signal.SIGKILL)
         elif kind in ("kill", "write"):
@@ -170,9 +254,13 @@ class Torture:
                     _send(one, number)
                 time.sleep(0.05)
         else:
+            number = {"SIGINT": signal.SIGINT, "SIGHUP": signal.SIGHUP, "nohup": signal.SIGHUP}.get(
+                kind, signal.SIGTERM
+            )
             for _ in range(2 if kind == "twice" else 1):
-                _send(pid, signal.SIGINT if kind == "SIGINT" else signal.SIGTERM)
+                _send(pid, number)
                 time.sleep(0.01)
+        return kind
 
     def _until(self, process: ForkServerProcess, condition: Callable[[], bool], seconds: float) -> None:
         deadline = time.monotonic() + seconds
@@ -212,21 +300,29 @@ def _children(pid: int) -> list[int]:
 
 def compare(here: Path, chance: random.Random, counts: Counter[str]) -> list[str]:
     """Train one random configuration undisturbed and under faults, and return what differs, in words."""
-    words = random_words(chance)
+    diverges = chance.random() < 0.2
+    words, expected = (diverging_words(chance), 3) if diverges else (random_words(chance), 0)
     began = time.monotonic()
     status = end(start(here / "whole", words))
-    if status:
+    if status != expected:
         raise SystemExit(f"exit status {status} without a fault: {' '.join(words)}, see {here / 'whole.txt'}")
     length = time.monotonic() - began
     faults = chance.randint(1, 3 if "processes=2" in words else 8)
-    Torture(here / "resumed", words, chance, counts).run(length, faults)
+    torture = Torture(here / "resumed", words, chance, counts, expected)
+    torture.run(length, faults)
     counts["runs compared"] += 1
+    counts["runs whose last step diverges"] += diverges
     for line in (here / "resumed" / "log.txt").read_text(encoding="utf-8").splitlines():
         counts["resumes"] += " resumed from " in line
         counts["checkpoints found torn"] += "which does not verify" in line
         counts["restarts by the launcher"] += " Restart " in line
     whole, resumed = result(here / "whole"), result(here / "resumed")
-    return [f"{name}: {' '.join(words)}" for name in whole if whole[name] != resumed[name]]
+    found = [*torture.problems, *(name for name in whole if whole[name] != resumed[name])]
+    for run, summary in ((here / "whole", whole["summary"]), (here / "resumed", resumed["summary"])):
+        best = any((run / "checkpoints").glob(f"{checkpoint.BEST}*"))
+        if diverges and (best or summary["status"] != "diverged"):
+            found.append(f"{run.name} is {summary['status']}{', with a best checkpoint' * best}")
+    return [f"{one}: {' '.join(words)}" for one in found]
 
 
 def main() -> int:
