@@ -198,6 +198,14 @@ class DatasetConfig:
         if any(value <= 0 for value in self.std):
             raise UserError(f"dataset.std={list(self.std)} has a value that is not above 0.")
 
+    def check_classes(self, classes: int) -> None:
+        """Raise :class:`UserError` where there is one class alone."""
+        if classes < 2:
+            raise UserError(
+                f"dataset={self.name} has one class, and a network tells two or more apart: give each class a folder, "
+                "or leave dataset.classes out."
+            )
+
     @property
     def of_files(self) -> bool:
         """Whether images are read from files, one by one."""

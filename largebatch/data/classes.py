@@ -126,11 +126,6 @@ def check_sets(config: DatasetConfig, where: str, train: Split, val: Split, part
             )
         if not len(split):
             raise UserError(f"{about} hold no {name} images: fetch them again.")
-    if len(train.classes) < 2:
-        raise UserError(
-            f"{about} have one class, {some(train.classes)}: a network that tells classes apart takes two or more, one "
-            "folder each."
-        )
     if not partial:
         _check_counts(about, train, val)
 

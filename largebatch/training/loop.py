@@ -63,6 +63,7 @@ def fit(run: Run) -> dict[str, Any]:
     check_agreement(run, source, world)
     check_digest(config, source.identity)
     config.check_size(source.train_images)
+    config.dataset.check_classes(source.classes)
     check_shapes(config.model, source.classes, (config.n, *source.sample.shape), source.sample.dtype)
     with _faults_in_words(run), contextlib.ExitStack() as held:
         _own_directory(run.directory, world, config.resume, held)

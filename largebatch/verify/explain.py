@@ -40,6 +40,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     sizes = sizes_of(config.dataset)
     train_images = sizes.train_images
     config.check_size(train_images)
+    config.dataset.check_classes(classes)
     with contextlib.suppress(UserError):  # where the images are not here, the run is named when they are
         config = replace(config, dataset=with_digest(config.dataset))
     run = Run.of(config, placement)

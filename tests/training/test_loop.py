@@ -270,7 +270,7 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(compose, runs, tmp_path)
 
 
 @pytest.mark.parametrize("more", [["epochs=1", "schedule.milestones=[]"], ["iterations=5"], ["iterations=3"]])
-def test_a_step_that_destroys_the_weights_is_divergence_also_as_the_last_one(tmp_path, more):
+def test_a_step_that_destroys_the_weights_is_divergence_also_as_the_last_one(tmp_path, capsys, more):
     """One step at an infinite rate: every loss before it was finite, and no loss comes after it."""
     given = {word.partition("=")[0]: word for word in (*RUN, "lr.base=1e-9", "precision=fp32", *more)}
     words = ["train", *given.values(), f"run_dir={tmp_path}", "warmup=none"]
@@ -290,6 +290,12 @@ def test_a_step_that_destroys_the_weights_is_divergence_also_as_the_last_one(tmp
     assert not list(tmp_path.glob("checkpoints/best*"))
     epochs = read_metrics(tmp_path, "epoch")
     assert [(line["val_error"], line["val_loss"]) for line in epochs] == ([] if steps == 3 else [(100.0, None)])
+    capsys.readouterr()
+    assert cli.run(["table", f"runs={tmp_path}", "baseline=none", "format=json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)["rows"]
+    assert (row["seeds"], row["diverged"], row["error_mean"]) == (0, 1, None)
+    assert cli.run(["table", f"runs={tmp_path}", "baseline=none"]) == 0
+    assert "0 of 1: 1 diverged" in capsys.readouterr().out
 
 
 def test_a_diverged_run_is_a_result(tmp_path):

@@ -180,3 +180,15 @@ def test_images_without_the_digest_that_was_given_are_refused(here):
         ["train", *WORDS, "epochs=1", "dataset.root=data", "dataset.digest=abc"],
         "and dataset.digest=abc: restore the data, or leave dataset.digest out.",
     )
+
+
+@pytest.mark.parametrize("command", ["train", "explain"])
+def test_a_set_with_one_class_is_refused(here, command):
+    for split in ("train", "val"):
+        for name in "bc":
+            shutil.rmtree(here / "data" / split / name)
+    words = [command, *WORDS, "epochs=1", "dataset.root=data", *(["run_dir=run"] if command == "train" else [])]
+    refused(
+        [word for word in words if command == "train" or "probe." not in word], "has one class, and a network tells"
+    )
+    assert not (here / "run").exists()
