@@ -39,6 +39,7 @@ from largebatch.config.pitfalls import PitfallConfig
 from largebatch.config.schedule import RATE_GROUPS, RateSchedule, reference_rate
 
 PRECISIONS = ("fp32", "bf16", "fp64")
+LARGEST_RATE = 3.4028e38  # of float32: a larger rate cannot multiply a gradient
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
@@ -131,6 +132,11 @@ class Config:
             )
         if self.dataset.trained_images is not None:
             self.check_size(self.dataset.trained_images)
+        if self.reference_rate / self.loss_scale > LARGEST_RATE:
+            raise UserError(
+                f"lr.base={self.lr.base:g} makes the reference rate {self.reference_rate:g} at kn = {self.minibatch}, and "
+                f"float32 holds numbers up to {LARGEST_RATE:.2g}: take a smaller one."
+            )
         self._check_epochs()
         self._check_exact()
         self._check_graphs()

@@ -84,9 +84,15 @@ def check_shapes(
             ) from None
         if mine := blamed(error, f" The network was called with a {batch.dtype} tensor of shape {tuple(batch.shape)}."):
             raise mine from error
-        if isinstance(error, RuntimeError):
+        if isinstance(error, RuntimeError | AssertionError):  # the latter from vision transformers, made for one size
             what = "images" if len(inputs) == 4 else "inputs"
-            raise UserError(f"model.name={config.name} does not take {what} of {shape}: {error}") from None
+            reason = " ".join(str(error).split()).rstrip(".!") or type(error).__name__
+            other = f"model.kwargs={{img_size: {inputs[-1]}}} makes a network of this size, if it takes that; else "
+            raise UserError(
+                f"model.name={config.name} does not take {what} of {shape}: {reason}. "
+                f"{other if isinstance(error, AssertionError) else ''}use another network, or other dataset.height and "
+                "dataset.width."
+            ) from None
         raise
     if not isinstance(logits, torch.Tensor) or logits.shape != (len(batch), classes):
         raise UserError(

@@ -17,7 +17,7 @@ from largebatch.data.layouts import with_digest
 from largebatch.data.source import sizes_of
 from largebatch.models import initialise, is_stochastic
 from largebatch.models.batchnorm import batchnorms
-from largebatch.models.build import build_on_meta, channels_of, draws_numbers
+from largebatch.models.build import build_on_meta, channels_of, check_shapes, draws_numbers
 from largebatch.records.provenance import Run
 from largebatch.runtime.placement import MOST_SAMPLES, MOST_WORKERS, Placement
 from largebatch.training.optimizer import decay_groups
@@ -35,18 +35,20 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         full: Give the rate of every iteration instead of a table of turning points.
 
     Raises:
-        UserError: the sizes of an image folder are neither given nor to be counted.
+        UserError: the sizes of an image folder are neither given nor to be counted; what ``train`` would refuse of the
+            network, the images or their number.
     """
     sizes = sizes_of(config.dataset)
     train_images = sizes.train_images
     config.check_size(train_images)
-    config.dataset.check_classes(classes)
+    config.dataset.check_classes(sizes.classes)
     with contextlib.suppress(UserError):  # where the images are not here, the run is named when they are
         config = replace(config, dataset=with_digest(config.dataset))
     run = Run.of(config, placement)
     rates = config.rates(train_images)
     per_epoch = config.iterations_per_epoch(train_images)
     total = config.total_iterations(train_images)
+    check_shapes(config.model, sizes.classes, (config.n, *sizes.sample.shape), sizes.sample.dtype)
     model = build_on_meta(config.model, sizes.classes, channels_of(sizes.sample.shape))
     notes = initialise(model, config.model)
     if is_stochastic(model) or (config.model.source == "python" and draws_numbers(model, sizes.sample)):

@@ -131,6 +131,16 @@ def test_a_name_or_shape_that_a_source_does_not_have_is_refused(config, channels
     [
         (replace(RESNET50, name="resnet18"), (1, 3, 32, 32), "n=1 leaves a BatchNorm .* a single value .* Use n ≥ 2"),
         (replace(RESNET50, name="alexnet"), (4, 3, 8, 8), "alexnet does not take images of 3×8×8"),
+        (
+            replace(RESNET50, name="vit_b_16"),
+            (4, 3, 64, 64),
+            "vit_b_16 does not take .*: Wrong image height.* 224 but got",
+        ),
+        (
+            replace(RESNET50, name="vit_tiny_patch16_224", source="timm"),
+            (4, 3, 64, 64),
+            r"3×64×64: Input height \(64\) doesn't match model \(224\)\. Use another network, or give .* dataset.height",
+        ),
         (replace(RESNET50, name="inception_v3"), (4, 3, 299, 299), "auxiliary outputs are not supported"),
     ],
 )

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 
+from largebatch.base.errors import UserError
 from largebatch.runtime.placement import Hardware, place
 from largebatch.verify.explain import as_text, explain
 
@@ -96,3 +97,16 @@ def test_what_could_not_be_applied_is_said(compose):
 def test_lamb_keeps_two_tensors_a_parameter(compose):
     memory = facts_of(compose("optimizer=lamb", "precision=fp64"))["memory_bytes"]
     assert memory["optimizer"] == 2 * memory["weights"] == 2 * 8 * facts_of(compose())["parameters"]
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization:FutureWarning")
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["model=timm", "model.name=vit_tiny_patch16_224"], "does not take images of 1×8×8: Input height"),
+        (["n=1", "model=timm", "model.name=resnet18"], "n=1 leaves a BatchNorm of model.name=resnet18 a single value"),
+    ],
+)
+def test_what_train_refuses_of_a_network_explain_refuses_too(compose, words, sentence):
+    with pytest.raises(UserError, match=sentence):
+        facts_of(compose(*words))
