@@ -80,7 +80,8 @@ def cheap(words):
     if name != "train":
         return [name, *rest, "--cfg", "job"] if name in LONG else [name, *rest]
     if "launcher=slurm" in rest:
-        return [name, *map(shortened, rest), *({"launcher.dry_run=true"} - {*rest})]
+        kept = [word for word in map(shortened, rest) if not word.startswith("hydra.sweep.dir=")]  # stay in `place`
+        return [name, *kept, *({"launcher.dry_run=true"} - {*rest})]
     return ["explain", *map(shortened, rest)]
 
 

@@ -134,8 +134,8 @@ class Config:
             self.check_size(self.dataset.trained_images)
         if self.reference_rate / self.loss_scale > LARGEST_RATE:
             raise UserError(
-                f"lr.base={self.lr.base:g} makes the reference rate {self.reference_rate:g} at kn = {self.minibatch}, and "
-                f"float32 holds numbers up to {LARGEST_RATE:.2g}: take a smaller one."
+                f"lr.base={self.lr.base:g} makes the reference rate {self.reference_rate:g} at kn = {self.minibatch}, "
+                f"and float32 holds numbers up to {LARGEST_RATE:.2g}: take a smaller one."
             )
         self._check_epochs()
         self._check_exact()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from largebatch.base.errors import UserError
+from largebatch.base.files import write_atomically
 from largebatch.base.numbers import divisors, listed
 from largebatch.config.launchers import SlurmConfig
 from largebatch.config.run import Config
 from largebatch.launch import sbatch
-from largebatch.launch.manifest import NAME, Arm, Resources, Task, plan
+from largebatch.launch.manifest import Arm, Resources, Task
 from largebatch.launch.status import over
 
 
@@ -68,17 +67,15 @@ def on_nodes(arm: Arm) -> Arm:
     return replace(arm, values={**arm.values, "device": "cpu" if arm.values["launcher"]["gpus"] == 0 else "cuda"})
 
 
-def scripts(directory: Path, arms: Sequence[Arm]) -> list[str]:
-    """Return the batch scripts that a sweep would submit, and write nothing into its directory.
-
-    Raises:
-        UserError: as :func:`plan`.
-    """
-    with tempfile.TemporaryDirectory() as elsewhere:
-        if (directory / NAME).exists():
-            shutil.copy(directory / NAME, elsewhere)
-        tasks = plan(Path(elsewhere), arms, resources)
-    return [array.script(directory.absolute()) for array in arrays(tasks)]
+def keep_scripts(directory: Path, tasks: Sequence[Task]) -> list[Path]:
+    """Write the batch scripts of tasks of the sweep in ``directory`` into it, without submitting them."""
+    folder = directory.absolute() / sbatch.SCRIPTS
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, array in enumerate(arrays(tasks)):
+        paths.append(folder / f"dry-run-{number}.sh")
+        write_atomically(paths[-1], array.script(directory.absolute()).encode())
+    return paths
 
 
 def missing(directory: Path, tasks: Sequence[Task]) -> list[Task]:

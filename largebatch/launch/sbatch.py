@@ -178,7 +178,7 @@ def submit(directory: Path, arrays: Sequence[Array]) -> dict[str, Array]:
     limit = _largest_array()
     jobs: dict[str, Array] = {}
     for array in [part for whole in arrays for part in split(whole, limit)]:
-        script = directory / SCRIPTS / f"{len(list((directory / SCRIPTS).glob('*.sh')))}.sh"
+        script = directory / SCRIPTS / f"{len(list((directory / SCRIPTS).glob('[0-9]*.sh')))}.sh"
         script.write_text(array.script(directory), encoding="utf-8")
         try:
             job = _call("sbatch", "--parsable", str(script)).partition(";")[0].strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -15,12 +14,11 @@ from pathlib import Path
 from largebatch.base.errors import UserError
 from largebatch.base.outcome import FAULT, STATUS, Outcome, say
 from largebatch.base.signals import ENDED, INTERRUPTED, Ended, ended_by_signals
-from largebatch.config.build import build
-from largebatch.config.groups import KNOWN_BY_DIGEST, DatasetConfig
 from largebatch.config.launchers import LocalConfig
 from largebatch.config.run import Config
 from largebatch.launch import arrays
 from largebatch.launch.arms import attempt, exit_status
+from largebatch.launch.checks import check_networks, with_digests
 from largebatch.launch.manifest import NAME, Arm, Task, log_of, nothing_allotted, plan
 from largebatch.launch.origin import note_call
 from largebatch.launch.run import train_run
@@ -39,11 +37,12 @@ def sweep_arms(directory: Path, arms: Sequence[Arm]) -> int:
     to_slurm = arms[0].values["launcher"]["name"] == "slurm"
     if to_slurm:
         arms = [arrays.on_nodes(arm) for arm in arms]
-        if arms[0].values["launcher"]["dry_run"]:
-            print("\n".join(arrays.scripts(directory, arms)), end="")
-            _remove_unplanned(directory)
-            return 0
-    arms = without_repeats(with_digests(arms, strict=not to_slurm))
+    try:
+        check_networks(arms, here=not to_slurm)
+        arms = without_repeats(with_digests(arms, here=not to_slurm))
+    except UserError:
+        _remove_unplanned(directory)
+        raise
     try:
         with be_owner(directory):
             tasks = plan(directory, arms, arrays.resources if to_slurm else nothing_allotted)
@@ -51,40 +50,12 @@ def sweep_arms(directory: Path, arms: Sequence[Arm]) -> int:
                 if arm.values["sweep"]["force"]:
                     put_away(directory, task)
             say_other_code(directory, tasks[0])
+            if to_slurm and arms[0].values["launcher"]["dry_run"]:
+                return show(directory, tasks)
             return submit(directory, tasks) if to_slurm else run_here(directory, tasks)
     except UserError:
         _remove_unplanned(directory)
         raise
-
-
-def with_digests(arms: Sequence[Arm], strict: bool) -> list[Arm]:
-    """Give every arm of an image folder the digest of its images, which tells it from arms of other folders.
-
-    Args:
-        arms: The arms.
-        strict: Whether data that are not here are a mistake; else they may be on the nodes, and each arm's digest is
-            computed there.
-
-    Raises:
-        UserError: data that are not here, or cannot be used.
-    """
-    found: dict[str, str | None] = {}
-    kept = []
-    for arm in arms:
-        values = arm.values["dataset"]
-        key = json.dumps(values, sort_keys=True, default=str)
-        if values["name"] in KNOWN_BY_DIGEST and key not in found:
-            from largebatch.data.layouts import with_digest
-
-            try:
-                found[key] = with_digest(build(DatasetConfig, values, "dataset.")).digest
-            except UserError as error:
-                if strict:
-                    raise UserError(f"nothing was started, because of the arm '{arm.words}': {error}") from None
-                found[key] = values["digest"]
-        digest = found.get(key, values["digest"])
-        kept.append(Arm(arm.words, {**arm.values, "dataset": {**values, "digest": digest}}))
-    return kept
 
 
 def without_repeats(arms: Sequence[Arm]) -> list[Arm]:
@@ -162,6 +133,18 @@ def submit(directory: Path, tasks: Sequence[Task]) -> int:
         asked = f"nodes={array.nodes} processes={array.processes} gpus={array.gpus}"
         say(f"submitted job {job}: tasks {ranges(array.tasks)}, each with {asked}")
     say(f"to look at them: largebatch sweep status {shlex.quote(str(directory))}")
+    return 0
+
+
+def show(directory: Path, tasks: Sequence[Task]) -> int:
+    """Print the batch scripts of the tasks that have no result yet, and keep them where sbatch may take them from."""
+    scripts = arrays.keep_scripts(directory, [task for task in tasks if over(task) is None])
+    print("\n".join(path.read_text(encoding="utf-8") for path in scripts), end="")
+    names = " ".join(shlex.quote(str(path)) for path in scripts)
+    say(
+        f"Nothing was submitted. The sweep is planned in {directory}: submit it with largebatch sweep resume "
+        f"{shlex.quote(str(directory))}" + (f", or by hand with sbatch {names}" if names else "")
+    )
     return 0
 
 

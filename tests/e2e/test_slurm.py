@@ -340,8 +340,11 @@ def test_a_dry_run_submits_nothing(home):
     before = tell(*jobs)
     shown = call(home, "train", "launcher=slurm", "launcher.dry_run=true", "hydra.sweep.dir=dry")
     assert (shown.returncode, shown.stdout.count("#SBATCH --array=0\n")) == (0, 1)
-    assert not (home / "dry").exists()
     assert tell(*jobs) == before
+    assert "sbatch " in shown.stderr
+    script = home / "dry" / "slurm" / "dry-run-0.sh"
+    assert script.read_text() == shown.stdout
+    assert (home / "dry" / "manifest.jsonl").exists()
 
 
 def test_what_slurm_has_forgotten_is_asked_of_sacct(tmp_path, monkeypatch, compose):
