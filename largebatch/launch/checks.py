@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from largebatch.base.errors import UserError
 from largebatch.base.outcome import say
@@ -12,8 +13,6 @@ from largebatch.config.build import build
 from largebatch.config.groups import KNOWN_BY_DIGEST, DatasetConfig
 from largebatch.config.run import Config
 from largebatch.launch.manifest import Arm
-
-_FILES = ("imagenet", "imagefolder")  # sets that lie below dataset.root, and are not downloaded
 
 
 def _refused(arm: Arm, error: UserError) -> UserError:
@@ -26,31 +25,35 @@ def check_networks(arms: Sequence[Arm], here: bool) -> None:
     Args:
         arms: The arms; one whose values are refused is left to the plan.
         here: Whether the arms run on this machine. A machine that only submits may have no PyTorch, and takes seconds
-            to import it: there, networks of our own are left to the nodes.
+            to import it: there, networks that are not torchvision's or timm's are left to the nodes, as are those of
+            the user's own data.
 
     Raises:
         UserError: an arm, by name, and what is wrong with it.
     """
-    seen = set()
+    seen = set[tuple[object, ...]]()
     for arm in arms:
         try:
             config = Config.from_mapping(arm.values)
         except UserError:
             continue
-        data = config.dataset
-        images = (min(config.n, 2), data.channels, data.height, data.width)
-        key = (config.model, data.classes or 2, images)
-        if key in seen or not (here or config.model.source != "own"):
+        data, source = config.dataset, config.model.source
+        if data.source != "own" or not (here or source in ("torchvision", "timm")):
             continue
-        seen.add(key)
         try:
+            from largebatch.data.source import sample_of
             from largebatch.models.build import check_shapes
         except ImportError:
             if here:
                 raise
             return
+        sample = sample_of(data)
+        key = (json.dumps(arm.values["model"], sort_keys=True), data.classes, min(config.n, 2), str(sample))
+        if key in seen:
+            continue
+        seen.add(key)
         try:
-            check_shapes(*key)
+            check_shapes(config.model, data.classes or 2, (min(config.n, 2), *sample.shape), sample.dtype)
         except UserError as error:
             raise _refused(arm, error) from None
 
@@ -71,7 +74,7 @@ def with_digests(arms: Sequence[Arm], here: bool) -> list[Arm]:
     for arm in arms:
         values = arm.values["dataset"]
         key = json.dumps(values, sort_keys=True, default=str)
-        if values.get("name") in _FILES and key not in found:
+        if _of_files(values) and key not in found:
             try:
                 found[key] = _digest(build(DatasetConfig, values, "dataset."), here)
             except UserError as error:
@@ -79,6 +82,11 @@ def with_digests(arms: Sequence[Arm], here: bool) -> list[Arm]:
         digest = found.get(key, values.get("digest"))
         kept.append(Arm(arm.words, {**arm.values, "dataset": {**values, "digest": digest}}))
     return kept
+
+
+def _of_files(values: Mapping[str, Any]) -> bool:
+    """Whether a set lies below ``dataset.root``, and is not downloaded."""
+    return values.get("source") == "own" and values.get("name") in ("imagenet", "imagefolder")
 
 
 def _digest(config: DatasetConfig, here: bool) -> str | None:
