@@ -60,3 +60,9 @@ def test_what_the_image_copies_exists_and_is_not_ignored(sources):
     for source in sources.split():
         assert (ROOT / source).exists()
         assert source in allowed
+
+
+def test_files_of_tests_have_names_of_their_own():
+    """Pytest imports them by name: two of one name stop the collection of all."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted({*names})
