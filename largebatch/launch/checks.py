@@ -1,4 +1,4 @@
-"""What is checked of all arms of a sweep before the first one starts, besides their values: networks and data."""
+"""Check the networks and the data of all arms of a sweep before the first one starts; values are checked earlier."""
 
 from __future__ import annotations
 
