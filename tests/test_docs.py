@@ -33,7 +33,7 @@ def test_the_page_of_train_defines_every_key_with_its_default(pages):
     text = pages.page("train")
     assert "`k=8`\n: Number of workers: a minibatch has k × n samples, and the learning rate is scaled with it." in text
     assert all(f"`{key}=" in text for key in Config.__dataclass_fields__ if f"{key}." not in text)
-    assert "- optimizer: lamb, lars, sgd" in text
+    assert "- optimizer: adamw, lamb, lars, python, sgd" in text
 
 
 def test_help_becomes_markdown(pages):

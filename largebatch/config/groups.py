@@ -16,6 +16,9 @@ DATASETS = ("digits", "fashion_mnist", "cifar10", "cifar100", "synthetic", "imag
 KNOWN_BY_DIGEST = ("imagefolder",)
 
 
+OPTIMIZERS = ("sgd", "lars", "lamb", "adamw")
+
+
 @dataclass(frozen=True)
 class RateConfig:
     """Learning rate of the small-minibatch baseline, and how it scales.
@@ -23,7 +26,8 @@ class RateConfig:
     Attributes:
         base: η, the learning rate at base_minibatch samples.
         base_minibatch: Samples in a step of the baseline.
-        scaling: linear (the paper's rule), sqrt or none.
+        scaling: linear (the paper's rule, for SGD and LARS), sqrt (by default of LAMB, AdamW and an optimizer of your
+            own) or none.
     """
 
     base: float
@@ -260,15 +264,41 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True)
+class LossConfig:
+    """The loss of a sample.
+
+    Attributes:
+        name: cross_entropy, or with loss=python module:callable from (outputs, labels) to one value for each sample.
+        label_smoothing: Of the cross-entropy in training: the share of the target that all classes get alike.
+    """
+
+    name: str
+    label_smoothing: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise UserError(f"loss.label_smoothing={self.label_smoothing:g} is out of range: it takes 0 up to below 1.")
+        if self.own and self.label_smoothing:
+            raise UserError("loss.label_smoothing is the cross-entropy's: leave it out of a loss of your own.")
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a callable of the user's."""
+        return self.name != "cross_entropy"
+
+
+@dataclass(frozen=True)
 class OptimizerConfig:
     """The update rule, with its own constants.
 
     Attributes:
-        name: sgd (the paper's), lars or lamb.
-        momentum: Momentum; for LAMB β₁, with β₂ = 0.999.
+        name: sgd (the paper's), lars, lamb or adamw, or with optimizer=python module:class of a torch.optim.Optimizer.
+        momentum: Momentum; for LAMB and AdamW β₁, with β₂ = 0.999.
         nesterov: Use Nesterov's momentum.
         weight_decay: Weight decay, not on γ and β of normalisations.
         trust_coefficient: Trust coefficient of LARS.
+        kwargs: Further arguments of AdamW, or of the class of optimizer=python, such as {eps: 1e-6}; null: none.
+        clip_norm: Largest norm of the gradient of the whole minibatch, which is scaled down to it; null: any.
     """
 
     name: str
@@ -276,14 +306,33 @@ class OptimizerConfig:
     nesterov: bool
     weight_decay: float
     trust_coefficient: float
+    kwargs: Mapping[str, Any] | None = None
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
-        one_of("optimizer", self.name, ("sgd", "lars", "lamb"))
+        if not self.own:
+            one_of("optimizer", self.name, OPTIMIZERS)
+        if self.kwargs and not (self.own or self.name == "adamw"):
+            raise UserError(f"optimizer.kwargs is for optimizer=adamw and optimizer=python, not for {self.name}.")
+        if self.clip_norm is not None and not self.clip_norm > 0:
+            raise UserError(
+                f"optimizer.clip_norm={self.clip_norm:g} is out of range: it takes a norm above 0, or null."
+            )
         at_least("optimizer.weight_decay", self.weight_decay, 0)
         if not 0 <= self.momentum < 1:
             raise UserError(f"optimizer.momentum={self.momentum} is out of range: it takes 0 up to below 1.")
         if self.nesterov and self.momentum == 0:
             raise UserError("optimizer.nesterov=true needs optimizer.momentum above 0.")
+
+    @property
+    def own(self) -> bool:
+        """Whether it is a class of the user's: named as module:class, or not at all."""
+        return ":" in self.name or self.name in ("", "null")
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether it divides a gradient by its own size; of a class of the user's own, that is assumed."""
+        return self.own or self.name in ("lamb", "adamw")
 
 
 @dataclass(frozen=True)

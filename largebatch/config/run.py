@@ -25,6 +25,7 @@ from largebatch.config.groups import (
     DatasetConfig,
     ExchangeConfig,
     LoaderConfig,
+    LossConfig,
     ModelConfig,
     OptimizerConfig,
     ProbeConfig,
@@ -100,6 +101,7 @@ class Config:
     warmup: WarmupConfig
     schedule: ScheduleConfig
     optimizer: OptimizerConfig
+    loss: LossConfig
     loader: LoaderConfig
     exchange: ExchangeConfig
     checkpoint: CheckpointConfig
@@ -237,6 +239,8 @@ class Config:
         """The user's own callables, ``module:callable`` by key."""
         found = {"model.name": self.model.name} if self.model.source == "python" else {}
         found |= {"dataset.name": self.dataset.name} if self.dataset.source == "python" else {}
+        found |= {"loss.name": self.loss.name} if self.loss.own else {}
+        found |= {"optimizer.name": self.optimizer.name} if self.optimizer.own else {}
         return found | ({"dataset.transform": self.dataset.transform} if self.dataset.transform else {})
 
     @property
@@ -314,7 +318,7 @@ class Config:
         differs from the value in :data:`largebatch.config.keys.ADDED`.
         """
         values = dataclasses.asdict(self)
-        kept = {key: values[key] for key in ("k", "n", "epochs", "lr", "model", "optimizer")}
+        kept = {key: values[key] for key in ("k", "n", "epochs", "lr", "model", "optimizer", "loss")}
         kept["precision"] = precision
         kept["pitfall"] = self.pitfall.name
         kept["bn"] = {key: values["bn"][key] for key in ("running", "momentum")}

@@ -21,6 +21,7 @@ from largebatch.offloading import Statistics, each, offload
 from largebatch.runtime.world import World
 from largebatch.training.learner import autocast
 from largebatch.training.loop import is_out_of_memory
+from largebatch.training.loss import Loss, validation_loss
 from largebatch.training.validation import Evaluation, evaluate
 
 ON_HOST = World(rank=0, size=1, device=torch.device("cpu"))
@@ -86,7 +87,7 @@ def measure(session: Session, mode: str, cuts: int | None = None) -> Measured:
 
 def _measure(session: Session, mode: str, cuts: Sequence[range]) -> Measured:
     device, cuda = session.world.device, session.placement.device == "cuda"
-    images = sum(map(len, cuts))
+    images, loss = sum(map(len, cuts)), validation_loss(session.subjects[0].config.loss)
     mean = _Mean(session.asked.combine, images, session.source.classes) if len(session.models) > 1 else None
     members, traffic, seconds = {}, list[Statistics](), 0.0
     if cuda:
@@ -101,10 +102,10 @@ def _measure(session: Session, mode: str, cuts: Sequence[range]) -> Measured:
                     answers = _answers(model, session.source.validation(cuts), session.asked.batches_per_load, bar)
                     heard = answers if mean is None else mean.heard(answers)
                     # The answers are there already: what is left is to count them, as training does.
-                    members[name] = evaluate(nn.Identity(), heard, range(len(cuts)), cuts, session.world)
+                    members[name] = evaluate(nn.Identity(), heard, range(len(cuts)), cuts, session.world, loss=loss)
                 seconds += time.perf_counter() - started
         peak = torch.cuda.max_memory_allocated(device) if cuda else None
-    combined = mean.evaluate(cuts) if mean else None
+    combined = mean.evaluate(cuts, loss) if mean else None
     return Measured(members, combined, traffic, seconds, images * len(members), peak)
 
 
@@ -171,9 +172,9 @@ class _Mean:
                 self.batches.append(replace(answer, images=rows, labels=answer.labels.cpu()))
             yield answer
 
-    def evaluate(self, cuts: Sequence[range]) -> Evaluation:
+    def evaluate(self, cuts: Sequence[range], loss: Loss | None) -> Evaluation:
         """Evaluate the mean by the same counts as its members."""
         means = (batch.images / self.members for batch in self.batches)
         logits = (mean.log() if self.combine == "probabilities" else mean for mean in means)
         batches = (replace(batch, images=one) for batch, one in zip(self.batches, logits, strict=True))
-        return evaluate(nn.Identity(), batches, range(len(cuts)), cuts, ON_HOST)
+        return evaluate(nn.Identity(), batches, range(len(cuts)), cuts, ON_HOST, loss=loss)

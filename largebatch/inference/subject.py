@@ -29,7 +29,7 @@ from largebatch.training import checkpoint
 from largebatch.training.learner import DTYPES
 
 # What decides a validation. The rest of a record's configuration is about training.
-RECORDED = ("k", "n", "seed", "exact", "deterministic", "channels_last", "bn", "model", "dataset", "pitfall")
+RECORDED = ("k", "n", "seed", "exact", "deterministic", "channels_last", "bn", "model", "dataset", "loss", "pitfall")
 # What may be said of a recorded run: where it is evaluated, in which arithmetic, and where its data are now.
 FREE = (
     *("device", "precision", "tf32", "threads", "channels_last", "loader.workers", "loader.prefetch"),
@@ -197,6 +197,7 @@ def check_ensemble(subjects: Iterable[Subject]) -> None:
     for subject in subjects:
         config = subject.config
         values = {f"dataset.{name}": value for name, value in vars(config.dataset).items()}
+        values |= {f"loss.{name}": value for name, value in vars(config.loss).items()}
         values |= {"precision": "tf32" if config.tf32 else config.precision, "channels_last": config.channels_last}
         for key, value in values.items():
             unknown = key == "dataset.digest" and value is None  # of a record of an earlier version

@@ -191,12 +191,27 @@ def pack(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor], dic
         for name, value in values.items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{name}"] = value
-            else:
+            elif value is None or isinstance(value, int | float | str):
                 scalars[f"{index}.{name}"] = value
+            else:
+                raise UserError(
+                    f"{type(optimizer).__name__} keeps a {type(value).__name__} as '{name}' of a parameter's state, "
+                    "which no checkpoint can hold: tensors and numbers alone."
+                )
     for number, group in enumerate(optimizer.param_groups):
-        if "step" in group:  # LAMB counts its steps by group
-            scalars[f"group.{number}.step"] = int(group["step"])
+        for name in kept_by_group(optimizer) & group.keys():
+            if name == "step":
+                scalars[f"group.{number}.step"] = int(group["step"])
+            elif isinstance(group[name], int | float):
+                scalars[f"group.{number}.{name}"] = group[name]
     return tensors, scalars
+
+
+def kept_by_group(optimizer: Optimizer) -> set[str]:
+    """Return which values of groups are state: of LAMB its steps, of an optimizer of the user's own all but rates."""
+    if type(optimizer).__module__.partition(".")[0] in ("torch", "timm", "largebatch"):
+        return {"step"}
+    return {name for group in optimizer.param_groups for name in group} - {"params", "lr", "weight_decay"}
 
 
 def unpack(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> None:
@@ -218,7 +233,7 @@ def unpack(checkpoint: Checkpoint, model: nn.Module, optimizer: Optimizer) -> No
     for name, value in checkpoint.state["optimizer"].items():
         first, *rest = name.split(".")
         if first == "group":
-            saved["param_groups"][int(rest[0])]["step"] = value
+            saved["param_groups"][int(rest[0])][rest[1]] = value
         else:
             state.setdefault(int(first), {})[rest[0]] = value
     optimizer.load_state_dict({"state": state, "param_groups": saved["param_groups"]})

@@ -24,6 +24,7 @@ from largebatch.models.fuse_batchnorm import fuse
 from largebatch.runtime.placement import Placement
 from largebatch.runtime.world import World, join
 from largebatch.training.exchange import Averaging, Exchange, Tree
+from largebatch.training.loss import Loss, make_loss
 from largebatch.training.pitfalls import batchnorm_groups, loss_factor, model_to_start, optimizer_of
 
 NEVER = timedelta(days=365)
@@ -35,8 +36,9 @@ DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.float32, "
 class Learner:
     """State that a step reads and changes, on this process's device.
 
-    ``loss_factor`` multiplies a worker's summed cross-entropy before its backward pass: 1/kn, times the number of
-    processes where the exchange divides by it. ``stochastic`` says whether the network draws random numbers (dropout).
+    ``loss`` gives one value for each sample. ``loss_factor`` multiplies a worker's sum of these before its backward
+    pass: 1/kn, times the number of processes where the exchange divides by it. ``stochastic`` says whether the network
+    draws random numbers (dropout).
     """
 
     config: Config
@@ -48,6 +50,7 @@ class Learner:
     running: RunningStatistics
     stochastic: bool
     loss_factor: float
+    loss: Loss
 
     @property
     def first_worker(self) -> int:
@@ -160,8 +163,8 @@ def make_learner(
         model.compile(fullgraph=True, dynamic=False)
     options = config.exchange
     exchange = Tree(model, world, options.bucket_bytes) if config.exact else Averaging(model, world, options)
-    factor = loss_factor(config, exchange.factor)
-    learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic, factor)
+    factor, loss = loss_factor(config, exchange.factor), make_loss(config.loss)
+    learner = Learner(config, placement, world, model, exchange, optimizer, running, stochastic, factor, loss)
     if world.size > 1 and not config.exact:
         _settle_buckets(learner, sample)
     return learner

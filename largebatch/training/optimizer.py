@@ -10,8 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import SGD, Optimizer
+from torch.nn.utils import clip_grad_norm_
+from torch.optim import SGD, AdamW, Optimizer
 
+from largebatch.base.errors import UserError
+from largebatch.base.user_code import calling, load
 from largebatch.config.groups import OptimizerConfig
 
 # γ and β of every normalisation are spared by the layer's type: a name such as "bn" misses the branches that
@@ -76,6 +79,10 @@ def make_optimizer(
     if config.name == "sgd":
         rate = 0.0 if rate_on is None else torch.zeros((), device=rate_on)
         return EagerSGD(groups, lr=rate, momentum=config.momentum, nesterov=config.nesterov, fused=fused or None)
+    if config.name == "adamw":
+        return EagerAdamW(groups, lr=0.0, betas=(config.momentum, 0.999), fused=fused or None, **(config.kwargs or {}))
+    if config.own:
+        return _own(groups, config)
     from timm.optim.lamb import Lamb  # imported where used: timm takes a second
     from timm.optim.lars import Lars
 
@@ -83,6 +90,29 @@ def make_optimizer(
         return Lamb(groups, lr=0.0, betas=(config.momentum, 0.999))
     momentum, trust = config.momentum, config.trust_coefficient
     return Lars(groups, lr=0.0, momentum=momentum, nesterov=config.nesterov, trust_coeff=trust)
+
+
+def _own(groups: list[dict[str, Any]], config: OptimizerConfig) -> Optimizer:
+    """Return an optimizer of the user's own class; its rate of 0 is replaced before every step."""
+    call, kwargs = f"optimizer.name={config.name}", config.kwargs or {}
+    make = load("optimizer.name", config.name)
+    given = ", ".join(["groups of parameters", "lr=0.0", *(f"{name}={value!r}" for name, value in kwargs.items())])
+    expected = f"called with ({given}), and has to return a torch.optim.Optimizer"
+    with calling(call, expected):
+        optimizer = make(groups, lr=0.0, **kwargs)
+    if not isinstance(optimizer, Optimizer):
+        raise UserError(f"{call} returned a {type(optimizer).__name__}: it is {expected}.")
+    return optimizer
+
+
+def clip(optimizer: Optimizer, norm: float) -> None:
+    """Scale the gradient of the whole minibatch down to a norm, before every step: g ← g · min(1, norm / ‖g‖)."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def scale(*_: Any) -> None:
+        clip_grad_norm_(parameters, norm)
+
+    optimizer.register_step_pre_hook(scale)
 
 
 def set_rate(optimizer: Optimizer, rate: float) -> None:
@@ -101,6 +131,12 @@ class Eager(Optimizer):
     load_state_dict = inspect.unwrap(Optimizer.load_state_dict)
     state_dict = inspect.unwrap(Optimizer.state_dict)
     zero_grad = inspect.unwrap(Optimizer.zero_grad)
+
+
+class EagerAdamW(Eager, AdamW):
+    """PyTorch's AdamW, with its arithmetic."""
+
+    step = torch.no_grad()(inspect.unwrap(AdamW.step))
 
 
 class EagerSGD(Eager, SGD):

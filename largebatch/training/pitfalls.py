@@ -18,7 +18,7 @@ from largebatch.config.groups import ModelConfig
 from largebatch.config.run import Config
 from largebatch.data.stream import IndependentShuffles, SampleStream
 from largebatch.runtime.placement import Placement
-from largebatch.training.optimizer import Eager, make_optimizer, parameter_groups
+from largebatch.training.optimizer import Eager, clip, make_optimizer, parameter_groups
 
 
 def sample_stream(config: Config, train_images: int) -> SampleStream:
@@ -60,8 +60,14 @@ def optimizer_of(model: nn.Module, config: Config, fused: bool, rate_on: torch.d
     update, name = config.optimizer, config.pitfall.name
     groups = parameter_groups(model, update.weight_decay, update.weight_decay if name == "decay_bn" else 0.0)
     if config.pitfall.absorbs_rate:
-        return RateAbsorbingSGD(groups, update.momentum, update.nesterov, name == "absorb_rate_corrected")
-    return make_optimizer(groups, update, fused, rate_on)
+        optimizer: Optimizer = RateAbsorbingSGD(
+            groups, update.momentum, update.nesterov, name == "absorb_rate_corrected"
+        )
+    else:
+        optimizer = make_optimizer(groups, update, fused, rate_on)
+    if update.clip_norm is not None:
+        clip(optimizer, update.clip_norm)
+    return optimizer
 
 
 def validated_again(config: Config, val_images: int) -> list[range]:

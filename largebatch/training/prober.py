@@ -11,7 +11,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -162,7 +161,7 @@ class Prober:
             with torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH):
                 with contextlib.nullcontext() if exact else learner.autocast():
                     logits = functional_call(learner.model, weights, (batch.images,))
-                return F.cross_entropy(logits.to(DTYPES[learner.placement.precision]), batch.labels)
+                return learner.loss(logits.to(DTYPES[learner.placement.precision]), batch.labels).mean()
 
         return loss
 

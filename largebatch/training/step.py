@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from largebatch.data.source import Batch
@@ -31,7 +30,7 @@ def train_step(learner: Learner, batches: Iterator[Batch], iteration: int) -> Te
         batch = next(batches)  # B_j, for each worker of the pass
         with learner.worker_pass(iteration, number):
             logits = learner.logits(batch.images)
-            losses = F.cross_entropy(logits, batch.labels, reduction="none")  # l(x, w_t)
+            losses = learner.loss(logits, batch.labels)  # l(x, w_t)
             # Scaled by 1/kn before the backward pass: the mean over n that PyTorch takes by default, summed by k
             # workers, would be k times the paper's gradient (remark 3).
             (losses.sum() * learner.loss_factor).backward()  # type: ignore[no-untyped-call]

@@ -10,12 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from largebatch.config.run import Config
+from largebatch.data.file_batches import UNREADABLE
 from largebatch.data.source import Batch, Source
 from largebatch.data.stream import SampleStream
 from largebatch.models.batchnorm import recomputed
 from largebatch.runtime.watchdog import Watched, unwatched
 from largebatch.runtime.world import World
 from largebatch.training.learner import Learner
+from largebatch.training.loss import Loss, validation_loss
 from largebatch.training.pitfalls import validated_again
 
 BATCH = 256
@@ -23,7 +25,7 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``error`` and ``error_top5`` in %, over ``total`` samples, and ``loss`` the mean cross-entropy.
+    """``error`` and ``error_top5`` in %, over ``total`` samples, and ``loss`` the mean loss.
 
     ``unreadable`` images count as wrong, so that no sample is left out and none is counted twice; they have no loss.
     """
@@ -58,6 +60,7 @@ def evaluate(
     cuts: Sequence[range],
     world: World,
     forward: Callable[[Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
 ) -> Evaluation:
     """Evaluate a model over a whole set, each process its own batches.
 
@@ -68,6 +71,7 @@ def evaluate(
         cuts: The cuts of the whole set, from :func:`batches_of`.
         world: All processes that take part.
         forward: From images to the model's logits; the model itself where None.
+        loss: One value a sample; None: the cross-entropy.
 
     Raises:
         AssertionError: a sample was missed or counted twice (our own fault).
@@ -77,30 +81,34 @@ def evaluate(
     # A row a batch, filled by its owner alone: the sum over processes has the same bits for any number of them.
     rows = torch.zeros((len(cuts), 5), dtype=wide(world.device), device=world.device)
     for number, batch in zip(mine, batches, strict=True):
-        counts = count((forward or model)(batch.images), batch.labels)
+        counts = count((forward or model)(batch.images), batch.labels, loss)
         rows[number] = torch.stack([*counts, counts[0].new_tensor(batch.corrupt)]).to(rows.dtype)
     model.train(was_training)
-    right, right_top5, loss, total, unreadable = world.sum(rows).sum(0).tolist()
+    right, right_top5, summed, total, unreadable = world.sum(rows).sum(0).tolist()
     expected = sum(map(len, cuts))
     assert total == expected, f"validation counted {total} samples of {expected}"
     return Evaluation(
         error=100 * (total - right) / total,
         error_top5=100 * (total - right_top5) / total,
-        loss=loss / (total - unreadable) if unreadable < total else float("nan"),
+        loss=summed / (total - unreadable) if unreadable < total else float("nan"),
         total=int(total),
         unreadable=int(unreadable),
     )
 
 
-def count(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return right, right within five, summed cross-entropy and number of samples, as scalars on the device."""
+def count(logits: Tensor, labels: Tensor, loss: Loss | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return right, right within five, summed loss and number of samples, as scalars on the device."""
     top = logits.topk(min(5, logits.shape[1]), dim=1).indices
     # A row that is not finite predicts nothing; topk and argmax would give it the first class.
     hits = (top == labels[:, None]) & logits.isfinite().all(dim=1, keepdim=True)
     dtype = wide(logits.device)
-    loss = F.cross_entropy(logits.to(dtype), labels, reduction="sum")
+    if loss is None:
+        summed = F.cross_entropy(logits.to(dtype), labels, reduction="sum")
+    else:
+        readable = labels != UNREADABLE
+        summed = loss(logits.to(dtype)[readable], labels[readable]).sum()
     number = torch.tensor(len(labels), dtype=dtype, device=logits.device)
-    return hits[:, 0].sum().to(dtype), hits.sum().to(dtype), loss, number
+    return hits[:, 0].sum().to(dtype), hits.sum().to(dtype), summed, number
 
 
 def padded(model: nn.Module, samples: int) -> Callable[[Tensor], Tensor]:
@@ -141,6 +149,7 @@ class Validator:
 
     def __init__(self, learner: Learner, source: Source, watched: Watched = unwatched) -> None:
         self._learner, self._source, self._watched = learner, source, watched
+        self._loss = validation_loss(learner.config.loss)
         self.cuts = validation_cuts(learner.config, source.val_images)
         self._mine = shard(len(self.cuts), learner.world.rank, learner.world.size)
         self._once = padded(learner.model, max(map(len, self.cuts))) if learner.config.compile else None
@@ -150,7 +159,8 @@ class Validator:
         with self._learner.autocast():
             batches = self._source.validation([self.cuts[number] for number in self._mine])
             batches = self._watched(batches, "validating")
-            return evaluate(self._learner.model, batches, self._mine, self.cuts, self._learner.world, self._once)
+            everything = self._learner.model, batches, self._mine, self.cuts, self._learner.world
+            return evaluate(*everything, self._once, self._loss)
 
     def validate_recomputed(self, stream: SampleStream, epoch: int) -> Evaluation:
         """Evaluate with statistics over the first worker batches of an epoch: the same ones in every process."""

@@ -23,7 +23,9 @@ from largebatch.runtime.placement import MOST_SAMPLES, MOST_WORKERS, Placement
 from largebatch.training.optimizer import decay_groups
 
 _BYTES = {"fp32": 4, "tf32": 4, "bf16": 4, "fp64": 8}
-_STATES = {"sgd": 1, "lars": 1, "lamb": 2}  # tensors an optimizer keeps for each parameter
+_STATES = {"sgd": 1, "lars": 1}  # tensors an optimizer keeps for each parameter: of others two are assumed
+# Malladi et al., 2022: of the noise that a gradient is divided by, √k is left.
+_ADAPTIVE = "divides a gradient by its own size, so that the rate grows with √k: the linear rule is SGD's"
 
 
 def explain(config: Config, placement: Placement, full: bool = False) -> dict[str, Any]:
@@ -58,6 +60,9 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
             f"workers_per_pass={placement.workers_per_pass}: by default a pass holds at most {MOST_SAMPLES} samples "
             "(or one worker), for the GPU's memory; give a larger one where more fit, the result stays the same"
         )
+    if config.optimizer.adaptive:
+        subject = "an optimizer of your own is taken for one that" if config.optimizer.own else config.optimizer.name
+        notes.append(f"lr.scaling={config.lr.scaling}: {subject} {_ADAPTIVE}")
     notes += rates.notes()
     groups = decay_groups(model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -103,7 +108,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         "memory_bytes": {
             "weights": weight_bytes,
             "gradients": weight_bytes,
-            "optimizer": weight_bytes * _STATES[config.optimizer.name],
+            "optimizer": weight_bytes * _STATES.get(config.optimizer.name, 2),
         },
         "experiment_hash": run.experiment_hash,
         "run_hash": run.run_hash,

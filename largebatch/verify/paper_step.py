@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from largebatch.base.user_code import load
 from largebatch.config.run import Config
 from largebatch.data.source import Source
 from largebatch.data.stream import DROPOUT, INITIALISE, key, permutation
@@ -100,8 +101,7 @@ class Definition:
             self._load(before)
             if self.stochastic:
                 torch.manual_seed(key(config.seed, DROPOUT, iteration, worker) >> 1)
-            loss = F.cross_entropy(self._logits(batch.images), batch.labels, reduction="sum")
-            loss.backward()  # type: ignore[no-untyped-call]
+            self._loss(self._logits(batch.images), batch.labels).backward()  # type: ignore[no-untyped-call]
             samples.append(taken)
             images.append(batch.images)
             gradients.append(
@@ -112,6 +112,10 @@ class Definition:
             )
             statistics.append({name: buffer.clone() for name, buffer in self.model.named_buffers()})
         total = {name: self._add([g[name] for g in gradients]) / (config.k * config.n) for name in gradients[0]}
+        if config.optimizer.clip_norm:  # of the gradient of all kn samples
+            norm = torch.nn.utils.get_total_norm(total.values())
+            factor = torch.clamp(config.optimizer.clip_norm / (norm + 1e-6), max=1.0)
+            total = {name: gradient * factor for name, gradient in total.items()}
         rate = rate_at(config, iteration, per_epoch)
         weights, momentum = {}, {}
         for name, weight in before.weights.items():
@@ -132,6 +136,14 @@ class Definition:
                 for name, first in statistics[0].items()
             }
         return Step(rate, samples, images, total, State(weights, buffers, momentum))
+
+    def _loss(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of the losses of a worker's samples."""
+        loss = self.config.loss
+        if loss.own:
+            values: Tensor = load("loss.name", loss.name)(outputs, labels)
+            return values.sum()
+        return F.cross_entropy(outputs, labels, reduction="sum", label_smoothing=loss.label_smoothing)
 
     def _logits(self, images: Tensor) -> Tensor:
         logits = self._forward(self.model, images)
