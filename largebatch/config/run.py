@@ -157,7 +157,7 @@ class Config:
                 )
             if given and not (given[0] > 0 and given[-1] < self.epochs):
                 raise UserError(
-                    f"schedule.milestones={shown} do not lie within the run: they must be above 0 and below "
+                    f"schedule.milestones={shown} are not within the run: they must be above 0 and below "
                     f"epochs={self.epochs}. Null places them at 1/3, 2/3 and 8/9 of the epochs."
                 )
         if self.warmup.epochs is not None and self.warmup.epochs > self.epochs:
@@ -216,7 +216,7 @@ class Config:
                 f"optimizer={self.optimizer.name}" if self.optimizer.name != "sgd" else f"pitfall={self.pitfall.name}"
             )
             raise UserError(
-                f"cuda_graphs=true repeats a step with a rate that lies on the GPU, which {given} cannot read there: "
+                f"cuda_graphs=true repeats a step with a rate in GPU memory, which {given} cannot read there: "
                 "use optimizer=sgd, or cuda_graphs=false."
             )
 

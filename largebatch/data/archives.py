@@ -57,7 +57,7 @@ def official_sources(root: Path) -> list[Path]:
     missing = [str(path) for path in (root / TRAIN, root / VAL, *devkit) if not path.is_file()]
     if missing:
         raise UserError(
-            f"{root} holds ImageNet's official archives, but {' and '.join(missing)} is missing: training takes "
+            f"{root} has ImageNet's official archives, but {' and '.join(missing)} is missing: training takes "
             f"{TRAIN}, validation {VAL} and, for its labels, {DEVKIT}.tar.gz (or {_TRUTH} and {_META} "
             "unpacked from it)."
         )

@@ -124,7 +124,7 @@ def _odd_name(name: str) -> str | None:
         name.encode()
     except UnicodeEncodeError:
         return "its name is not UTF-8, and shown with ? for each byte that is not"
-    return "its name holds line breaks or control characters, shown as ?"
+    return "its name has line breaks or control characters, shown as ?"
 
 
 def _wrong_sum(path: Path) -> str | None:

@@ -106,8 +106,8 @@ def check_sets(config: DatasetConfig, where: str, train: Split, val: Split, part
         only_train = sorted(set(train.classes) - set(val.classes))
         only_val = sorted(set(val.classes) - set(train.classes))
         raise UserError(
-            f"{about}: train/ and val/ do not have the same class folders: {some(only_train)} in train alone, "
-            f"{some(only_val)} in val alone."
+            f"{about}: train/ and val/ do not have the same class folders: {some(only_train)} only in train, "
+            f"{some(only_val)} only in val."
         )
     if config.name == "imagenet" and set(train.classes) != _official_names().keys():
         synsets = set(_official_names())

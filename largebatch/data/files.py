@@ -159,7 +159,7 @@ class Container:
         if (status.st_size, status.st_mtime_ns) != (self.bytes, self.changed):
             raise UserError(
                 f"{self.path} has changed since it was indexed ({self.bytes:,} bytes then, {status.st_size:,} now): "
-                "leave archives alone while they are read, and start again, which makes a new index."
+                "don't change archives while they are read; start again, which makes a new index."
             )
 
 

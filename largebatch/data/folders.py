@@ -109,9 +109,9 @@ def flat_folder(val: Path, classes: list[str], survey: Survey) -> Folders:
     )
     if table is None:
         raise UserError(
-            f"{val} holds images without folders of classes, and {SOLUTION}, which has their classes, is not near it: "
-            "it comes with Kaggle's ImageNet Object Localization Challenge. Put it into the directory that holds "
-            f"ILSVRC/, or beside {val.name}/, or sort the images into one folder a class."
+            f"{val} holds images without folders of classes, and {SOLUTION}, which has their classes, was not found: "
+            "it comes with Kaggle's ImageNet Object Localization Challenge. Put it into the directory of "
+            f"ILSVRC/ or of {val.name}/, or sort the images into one folder per class."
         )
     synsets = _solution(table)
     label_of = {name: label for label, name in enumerate(classes)}

@@ -112,7 +112,7 @@ def _validation_folder(layout: Layout, classes: list[str], survey: Survey) -> Sp
 
 def _about_beside(layout: Layout) -> str:
     keys = [f"dataset.layout={key}" for key, name in KEYS.items() if name in layout.beside]
-    return f"; {' and '.join(layout.beside)} beside them are not read ({' or '.join(keys)} does)" if keys else ""
+    return f"; {' and '.join(layout.beside)} in the same place are not read ({' or '.join(keys)} does)" if keys else ""
 
 
 def _contained(config: DatasetConfig, layout: Layout, anew: bool) -> tuple[Split, Split, Indexed]:

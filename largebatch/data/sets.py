@@ -165,7 +165,7 @@ def read_idx(path: Path) -> Tensor:
     start = 4 + 4 * dimensions
     shape = [int.from_bytes(data[4 + 4 * i : 8 + 4 * i], "big") for i in range(dimensions)]
     if not dimensions or len(data) - start != np.prod(shape):
-        raise UserError(f"{path} is not a whole idx file of bytes: fetch it again.")
+        raise UserError(f"{path} is not a complete idx file of bytes: download it again.")
     return torch.frombuffer(bytearray(data[start:]), dtype=torch.uint8).view(shape)
 
 

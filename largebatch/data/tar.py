@@ -38,7 +38,7 @@ def _check_end(read: Read, at: int, stop: int, archive: str) -> None:
     for start in range(at, stop, _CHUNK):
         if read(start, min(_CHUNK, stop - start)).strip(b"\0"):
             raise UserError(
-                f"{archive} goes on behind its end marker at byte {at:,}, as archives that were joined by cat do: keep "
+                f"{archive} continues after its end marker at byte {at:,}, as archives joined by cat do: keep "
                 "them apart, or join them by tar --concatenate."
             )
 

@@ -101,7 +101,7 @@ class EvalConfig:
                 "state_file=FILE.safetensors (with model=… and dataset=…)."
             )
         if self.state_file and self.weights != "last":
-            raise UserError("weights= says which of a run's weights are taken: state_file= has its own, leave it out.")
+            raise UserError("weights= selects a run's weights, and state_file= has its own: leave weights= out.")
         if self.budget_bytes and self.offload == "none" and not self.plan:
             raise UserError(
                 "budget= bounds what offloading has on the device: it takes offload=submodule, offload=model, or "

@@ -82,7 +82,7 @@ def plan_as_text(facts: Mapping[str, Any]) -> str:
     what = f"{facts['networks']} network{'s' * (facts['networks'] > 1)}, {facts['batches']} batches"
     notes = [f"For {what}; the way to the device has {bus}. Activations come on top."]
     if not known:
-        notes.append("Copies go on beside computing, whose time is known after an evaluation with offload=none.")
+        notes.append("Copies run during computing, whose time is known after an evaluation with offload=none.")
     least = min(one["peak_bytes"] for one in facts["plans"])
     if facts["choice"] is None:
         notes.append(f"Nothing fits budget={budget}: the least is {least}, offload=submodule.")

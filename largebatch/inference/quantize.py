@@ -50,8 +50,8 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
     (subject,), (model,) = session.subjects, session.models.values()
     if subject.run is not None and subject.run.status == "diverged" and asked.weights == "last":
         raise UserError(
-            f"run={asked.run} diverged: what its last weights say is chance, in integers or not. Quantize another run, "
-            "or weights=best."
+            f"run={asked.run} diverged: its last weights predict by chance, in integers or not. Quantize another run, "
+            "or use weights=best."
         )
     directory, source = integers_of(subject)
     directory = Path(asked.out) if asked.out else directory
@@ -77,7 +77,7 @@ def quantize_session(asked: QuantizeConfig, values: Mapping[str, Any], given: Se
     if not (asked.report or asked.max_drop is not None or noise >= asked.min_db):
         raise UserError(
             f"the logits of {subject.name} stand only {noise:.1f} dB above what integers change in them, which is "
-            f"below min_db={asked.min_db:g}: nothing was written. report=true says what that costs and which layers "
+            f"below min_db={asked.min_db:g}: nothing was written. report=true prints the cost and which layers "
             "lose most, max_drop=0.3 keeps those in floats, and "
             f"min_db={math.floor(max(noise, -999))} takes the network as it is."
         )

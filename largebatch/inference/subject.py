@@ -132,13 +132,13 @@ def recorded(directory: Path, weights: str, values: Mapping[str, Any], given: It
     for key in given:
         if key not in FREE:
             raise UserError(
-                f"{key}= cannot be given beside a recorded run, which is evaluated as it was trained: leave it out. "
+                f"{key}= cannot be given with a recorded run, which is evaluated as it was trained: leave it out. "
                 f"These can: {', '.join(FREE)}.{nearest(key, FREE)}"
             )
     found = find([str(directory)], "run")
     if found != [directory]:
         raise UserError(
-            f"run={directory} is no run itself, it holds {len(found)}: name one of them, such as run={found[0]}, or "
+            f"run={directory} is not a run, but contains {len(found)}: name one of them, such as run={found[0]}, or "
             f"evaluate them all as an ensemble with runs={directory}."
         )
     try:
@@ -275,6 +275,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from None
     found = checkpoint.read(path)
     if found is None:
-        raise UserError(f"{path} is not whole: its content is not what its name says. Take other weights.")
+        raise UserError(f"{path} is damaged: its content does not match its name. Use other weights.")
     model = "model."
     return {name.removeprefix(model): value for name, value in found.tensors.items() if name.startswith(model)}

@@ -156,8 +156,8 @@ def _inside_or_given(directory: Path, config: Config, words: str) -> None:
         )
     if sweep.is_relative_to(place):  # every report would take the whole sweep for this one run
         raise UserError(
-            f"the arm '{words}' would be recorded in {config.run_dir}, which holds its whole sweep {directory}: give "
-            "another run_dir, or nothing."
+            f"the arm '{words}' would be recorded in {config.run_dir}, which contains the sweep {directory}: give "
+            "another run_dir, or none."
         )
 
 

@@ -90,7 +90,7 @@ def _left_by_a_run_that_is_over(run: Run) -> dict[str, Any] | None:
     summary = read_summary(directory) or {"status": "running"}
     if not config.resume:
         raise UserError(
-            f"run_dir={directory} holds a run already (status {summary['status']}): use resume=true to go on with "
+            f"run_dir={directory} already holds a run (status {summary['status']}): use resume=true to continue "
             "it, or another run_dir."
         )
     before = read_provenance(directory) or {}

@@ -284,7 +284,7 @@ def _largest_array() -> int:
     """Return MaxArraySize: an element's number is below it."""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _call("scontrol", "show", "config"), re.MULTILINE)
     if not found:
-        raise Fault("scontrol show config does not tell MaxArraySize.")
+        raise Fault("scontrol show config does not print MaxArraySize.")
     return int(found[1])
 
 

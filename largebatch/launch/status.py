@@ -17,7 +17,7 @@ from largebatch.runtime.lock import holder
 
 OUTCOME = "outcome.json"
 TAIL = 1 << 16  # bytes of a record in which its last line begins
-WITHOUT_A_WORD = "its process ended without a word: it was killed, or the machine went down"
+WITHOUT_A_WORD = "its process ended without a message: it was killed, or the machine stopped"
 
 
 class Scheduled(Protocol):

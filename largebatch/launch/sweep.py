@@ -94,7 +94,7 @@ def say_other_code(directory: Path, task: Task) -> None:
     """Note this start of the sweep, and say so where its code is not that of the one before."""
     changed = note_call(directory, task.config.launcher)
     if changed:
-        say(f"The code is not what this sweep was last started with: {'; '.join(changed)}.")
+        say(f"The code has changed since this sweep was last started: {'; '.join(changed)}.")
 
 
 @contextlib.contextmanager
@@ -121,18 +121,18 @@ def put_away(directory: Path, task: Task) -> None:
     place.mkdir(parents=True, exist_ok=True)
     target = place / str(len(list(place.iterdir())))
     shutil.move(task.directory, target)
-    say(f"The earlier record of {task.directory} is in {target} now.")
+    say(f"The earlier record of {task.directory} was moved to {target}.")
 
 
 def submit(directory: Path, tasks: Sequence[Task]) -> int:
     """Submit those tasks to SLURM that have no result yet, and are not on their way to one; say how to look at them."""
     missing = arrays.missing(directory, tasks)
     if len(missing) < len(tasks):
-        say(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are done already, or on their way.")
+        say(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are complete or running.")
     for job, array in arrays.submit(directory, missing).items():
         asked = f"nodes={array.nodes} processes={array.processes} gpus={array.gpus}"
         say(f"submitted job {job}: tasks {ranges(array.tasks)}, each with {asked}")
-    say(f"to look at them: largebatch sweep status {shlex.quote(str(directory))}")
+    say(f"to see their states: largebatch sweep status {shlex.quote(str(directory))}")
     return 0
 
 
@@ -157,7 +157,7 @@ def run_here(directory: Path, tasks: Sequence[Task]) -> int:
     left = [task for task in tasks if over(task) is None]
     if left:
         command = f"largebatch sweep resume {shlex.quote(str(directory))}"
-        say(f"\n{len(left)} of {len(tasks)} are not done. To go on: {command}")
+        say(f"\n{len(left)} of {len(tasks)} are not done. To continue: {command}")
     words = distinct([task.words for task in tasks])
     nothing = Outcome(ENDED, summary={"status": "waiting"})
     rows = [(arm, outcomes.get(task.number, nothing).summary) for arm, task in zip(words, tasks, strict=True)]

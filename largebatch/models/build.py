@@ -214,7 +214,7 @@ def initialise(model: nn.Module, config: ModelConfig) -> list[str]:
         What could not be applied, a sentence each.
     """
     if not wants_paper_init(model, config):
-        why = "asked for" if config.init == "own" else "not a residual network whose blocks are known"
+        why = "requested" if config.init == "own" else "not a residual network whose blocks are known"
         whose = "the network" if config.source == "python" else config.source
         return [f"initialisation is {whose}'s own ({why})"]
     notes = []
@@ -239,7 +239,7 @@ def initialise(model: nn.Module, config: ModelConfig) -> list[str]:
             notes.append("γ = 0 in the last BN of residual blocks: no block of a known kind was found")
     kept = sorted({type(m).__name__ for m in model.modules() if _draws_its_own(m)})
     if kept:
-        notes.append(f"the paper says nothing of {', '.join(kept)}: their own initialisation stays")
+        notes.append(f"the paper does not specify {', '.join(kept)}: their own initialisation stays")
     return notes
 
 

@@ -108,8 +108,8 @@ class Models(Passes):
         if began not in (None, self._needs):
             raise UserError(
                 f"a part of {self._modules[module] or 'the model'} was called by thread "
-                f"{threading.current_thread().name} beside a pass of the model in another thread, and went on when "
-                "other weights had taken their place: its output is not right. Call whole models, which wait for each "
+                f"{threading.current_thread().name} during a pass of the model in another thread, and continued after "
+                "other weights had replaced its own: its output is wrong. Call whole models, which wait for each "
                 "other."
             )
 

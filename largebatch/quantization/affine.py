@@ -126,7 +126,7 @@ def _check(scale: Tensor, zero_point: Tensor, least: int, greatest: int) -> None
     """Refuse scales by which nothing can be divided, and zero points that are no integers of the range."""
     if not ((scale > 0) & scale.isfinite()).all():
         worst = scale[~((scale > 0) & scale.isfinite())].flatten()[0]
-        raise UserError(f"a scale of {float(worst):g} stands for nothing: it is a finite number above 0.")
+        raise UserError(f"a scale of {float(worst):g} is not allowed: it must be a finite number above 0.")
     if ((zero_point < least) | (zero_point > greatest) | (zero_point != zero_point.round())).any():
         low, high = (float(end) for end in zero_point.aminmax())
         raise UserError(f"zero points from {low:g} to {high:g} are not integers from {least} to {greatest}.")

@@ -111,7 +111,7 @@ def read(directory: Path, source: Mapping[str, Any]) -> tuple[Network, dict[str,
         numbers = (directory / TENSORS).read_bytes()
     except FileNotFoundError:
         raise UserError(
-            f"{directory} holds no network in integers: make it first, with `largebatch quantize run=…`."
+            f"{directory} has no integer network: make it first, with `largebatch quantize run=…`."
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}). {again}") from None

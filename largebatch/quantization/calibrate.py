@@ -144,7 +144,7 @@ def observe(network: Network, batches: Iterable[Tensor], names: Collection[str])
                 )
             if not images.isfinite().all():
                 broken = seen + int((~images.isfinite()).flatten(1).any(1).nonzero()[0])
-                raise UserError(f"calibration image {broken} holds NaN or infinite values: leave it out, or mend it.")
+                raise UserError(f"calibration image {broken} has NaN or infinite values: leave it out, or correct it.")
             module(images, watch)
             seen += len(images)
     if not seen:

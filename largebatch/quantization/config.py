@@ -78,7 +78,7 @@ class QuantizeConfig:
                 "dataset=…)."
             )
         if self.state_file and not self.out:
-            raise UserError("state_file= belongs to no run: say where the integers are written with out=DIRECTORY.")
+            raise UserError("state_file= belongs to no run: give the output directory with out=DIRECTORY.")
 
     def reduces(self, needed: Callable[[], bool]) -> bool:
         """Return whether weights are kept from overflowing 16 bits; ``needed`` says what auto comes to here."""

@@ -323,8 +323,8 @@ class _Arguments:
         if value is None or isinstance(value, bool | int | float | str):
             return value
         raise UserError(
-            f"{self._target} of {self._import.model} cannot be quantized: it is given {value!r}, which has no place in "
-            "the description of a network. What would do: numbers and tensors alone."
+            f"{self._target} of {self._import.model} cannot be quantized: it is given {value!r}, which a "
+            "description of a network can't hold. Allowed are numbers and tensors."
         )
 
     def _tensor(self, path: str, value: Tensor, known_as: str | None) -> dict[str, str]:

@@ -118,7 +118,7 @@ def pack(file: Path, runs: Iterable[Packed]) -> None:
     for run in runs:
         before = held.get(run.name)
         if before and before.provenance["run_hash"] != run.provenance["run_hash"]:
-            raise UserError(f"{file} holds another run of the name {run.name}: choose another out=.")
+            raise UserError(f"{file} has another run of the name {run.name}: choose another out=.")
         held[run.name] = run
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [f"{line}\n" for name in sorted(held) for line in held[name].lines()]

@@ -270,7 +270,7 @@ def trained(selection: Selection, margin: float) -> list[Trained]:
             error = sum(row.group.errors) / len(row.group.errors) if row.group.errors else None
             by_warmup.setdefault(row.group.warmup, []).append((row.group.k, row.comparison.verdict, error))
     if not by_warmup:
-        raise UserError("these runs have no k with a verdict beside the baseline: it takes two seeds or more of each.")
+        raise UserError("these runs have no k with a verdict against the baseline: each needs two seeds or more.")
     return [Trained(warmup, sorted(verdicts)) for warmup, verdicts in by_warmup.items()]
 
 

@@ -62,9 +62,9 @@ def place(
         single = (config.processes or world_size or 1) == 1
         device = "cuda" if hardware.gpus else "mps" if hardware.mps and single and config.precision != "fp64" else "cpu"
     if device == "cuda" and not hardware.gpus:
-        raise UserError("device=cuda was asked for, but this machine shows no CUDA GPU: use device=cpu or device=auto.")
+        raise UserError("device=cuda was given, but this machine has no usable CUDA GPU: use device=cpu or auto.")
     if device == "mps" and not hardware.mps:
-        raise UserError("device=mps was asked for, but this machine has no Apple GPU: use device=cpu or device=auto.")
+        raise UserError("device=mps was given, but this machine has no Apple GPU: use device=cpu or device=auto.")
 
     processes = _processes(config, hardware, device, world_size)
     if config.cuda_graphs and (device != "cuda" or processes > 1):
@@ -108,7 +108,7 @@ def _processes(config: Config, hardware: Hardware, device: str, world_size: int 
     if world_size is not None:
         if config.processes not in (None, world_size):
             raise UserError(
-                f"processes={config.processes} was asked for, but this process was started as one of {world_size} "
+                f"processes={config.processes} was given, but this process was started as one of {world_size} "
                 "(WORLD_SIZE): leave processes out."
             )
         if config.k % world_size:
@@ -135,7 +135,7 @@ def _precision(config: Config, hardware: Hardware, device: str) -> str:
         precision = "bf16" if device == "cuda" and hardware.bf16 else "fp32"
     if precision == "bf16" and not hardware.bf16:
         raise UserError(
-            f"precision=bf16 was asked for, but device={device} here has no bf16 arithmetic: use precision=fp32."
+            f"precision=bf16 was given, but device={device} has no bf16 arithmetic on this machine: use precision=fp32."
         )
     if precision == "fp64" and device == "mps":
         raise UserError("precision=fp64 does not exist on Apple's GPU: use device=cpu.")

@@ -88,7 +88,7 @@ class Keeper:
         check_state(found, self._images, self._data, f"run_dir={self._run.directory}", "use another run_dir")
         if found.state["run_hash"] != self._run.run_hash:
             raise UserError(
-                f"{found.path} belongs to another experiment or seed, so this one cannot go on from it: use another "
+                f"{found.path} belongs to another experiment or seed, so this run cannot continue from it: use another "
                 "run_dir."
             )
         checkpoint.unpack(found, self._learner.model, self._learner.optimizer)
@@ -118,7 +118,7 @@ class Keeper:
             if "data" not in self._found.state:
                 record.say(f"{self._found.path.name} {NO_DIGEST}")
         elif unfinished:
-            record.say("no checkpoint to resume from: the run starts afresh")
+            record.say("no checkpoint to resume from: the run starts from the beginning")
 
     def is_due(self) -> bool:
         """Whether the minutes between two checkpoints have passed; in rank 0 alone, so that one clock decides."""

@@ -110,7 +110,7 @@ def _faults_in_words(run: Run) -> Iterator[None]:
             raise mine from error
         if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             raise Fault(
-                f"a disk failed the run: {error}. Its checkpoints are whole: when the disk has room again, go on with "
+                f"a disk failed the run: {error}. Its checkpoints are valid: continue when there is space, with "
                 "resume=true."
             ) from error
         raise

@@ -1,4 +1,4 @@
-"""Prove that k workers are k workers: the trainer against the definition, on any number of processes."""
+"""Compare the trainer with the paper's definition, on any number of processes."""
 
 from __future__ import annotations
 

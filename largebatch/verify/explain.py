@@ -54,7 +54,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     model = build_on_meta(config.model, sizes.classes, channels_of(sizes.sample.shape))
     notes = initialise(model, config.model)
     if is_stochastic(model) or (config.model.source == "python" and draws_numbers(model, sizes.sample)):
-        notes.append("dropout is drawn worker by worker: each has a pass of its own, whatever workers_per_pass says")
+        notes.append("dropout is drawn worker by worker: each has its own pass, whatever the value of workers_per_pass")
     if config.workers_per_pass is None and placement.device == "cuda" and config.n * MOST_WORKERS > MOST_SAMPLES:
         notes.append(
             f"workers_per_pass={placement.workers_per_pass}: by default a pass holds at most {MOST_SAMPLES} samples "

@@ -29,7 +29,7 @@ def test_a_run_that_is_done_is_returned_again(tiny, trained, capfd):
     again = largebatch.train(*tiny, run_dir=trained.directory, resume=True)
     assert (again.status, again.final_error) == ("done", trained.final_error)
     assert "done already" in capfd.readouterr().err
-    with pytest.raises(largebatch.UserError, match="holds a run already"):
+    with pytest.raises(largebatch.UserError, match="already holds a run"):
         largebatch.train(*tiny, run_dir=trained.directory)
 
 

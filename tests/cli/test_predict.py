@@ -150,7 +150,7 @@ def test_the_papers_run_time_is_drawn_without_runs(tmp_path, capsys):
     ("words", "sentence"),
     [
         (["profile=paper"], "resnet8 is wanted, but profile=paper is of resnet50"),
-        (["paper=true"], "paper=true draws the paper's machine by itself: leave runs= out."),
+        (["paper=true"], "paper=true draws only the paper's machine: leave runs= out."),
     ],
 )
 def test_a_figure_of_other_runs(tmp_path, words, sentence):

@@ -148,7 +148,7 @@ def refused(call, *words):
         (["engine=tpu"], "engine=tpu is not known: it takes auto, reference, x86, onnxruntime, cuda."),
         (["export=tflite"], "export=tflite is not known: it takes onnx."),
         (["reduce_range=maybe"], "reduce_range=maybe is not known: it takes auto, true, false."),
-        (["k=4"], "k= cannot be given beside a recorded run"),
+        (["k=4"], "k= cannot be given with a recorded run"),
         (["state_file=w.safetensors"], "both were given: it takes one of run=DIR"),
     ],
 )
@@ -165,7 +165,7 @@ def test_nothing_is_named(call):
 def test_a_diverged_run(run, call):
     summary = json.loads((run / "summary.json").read_text())
     (run / "summary.json").write_text(json.dumps({**summary, "status": "diverged"}))
-    assert "diverged: what its last weights say is chance" in refused(call, "quantize", f"run={run}", "device=cpu")
+    assert "diverged: its last weights predict by chance" in refused(call, "quantize", f"run={run}", "device=cpu")
 
 
 def test_weights_that_are_not_finite(run, call):
@@ -188,7 +188,7 @@ def test_an_extra_that_is_not_installed(run, call, monkeypatch):
 
 def test_integers_that_are_not_there(digits_runs, call):
     sentence = refused(call, "eval", f"run={digits_runs / 'seed1'}", "quantized=true", "device=cpu", "threads=1")
-    assert "quantized holds no network in integers: make it first, with `largebatch quantize run=…`." in sentence
+    assert "quantized has no integer network: make it first, with `largebatch quantize run=…`." in sentence
 
 
 def spoil_tensors(directory):

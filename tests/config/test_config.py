@@ -213,10 +213,10 @@ def test_a_group_of_ranks_is_joined_as_it_is(compose):
 @pytest.mark.parametrize(
     ("overrides", "hardware", "world_size", "words"),
     [
-        (["device=cuda"], CPU, None, "device=cuda was asked for, but this machine shows no CUDA GPU: use device=cpu"),
+        (["device=cuda"], CPU, None, "device=cuda was given, but this machine has no usable CUDA GPU: use device=cpu"),
         (["device=mps"], CPU, None, "no Apple GPU: use device=cpu"),
-        (["precision=bf16"], CPU, None, "precision=bf16 was asked for, but device=cpu here has no bf16 .*fp32"),
-        (["precision=bf16"], replace(GPUS, bf16=False), None, "device=cuda here has no bf16 arithmetic"),
+        (["precision=bf16"], CPU, None, "precision=bf16 was given, but device=cpu has no bf16 .*fp32"),
+        (["precision=bf16"], replace(GPUS, bf16=False), None, "device=cuda has no bf16 arithmetic"),
         (["k=16", "processes=16"], GPUS, None, "processes=16 is more than the 8 GPUs here"),
         (["workers_per_pass=3"], CPU, None, r"does not divide the 8 workers .* These do: 1, 2, 4, 8\."),
         (["workers_per_pass=8", "processes=2"], CPU, None, r"does not divide the 4 workers .* These do: 1, 2, 4\."),

@@ -111,7 +111,7 @@ def test_archives_beside_their_own_folders_are_left_alone_unless_they_are_chosen
     (root / "meta.bin").write_bytes(b"a zip of torch")
     opened = open_splits(at(root))
     assert opened.line.startswith(f"dataset=imagefolder: class folders in {root}, 12 + 8 images")
-    assert "the official archives beside them are not read (dataset.layout=archives does)" in opened.line
+    assert "the official archives in the same place are not read (dataset.layout=archives does)" in opened.line
     chosen = open_splits(at(root, layout="archives"))
     assert chosen.line.startswith(f"dataset=imagefolder: the official archives in {root}")
     assert contents(chosen) == contents(opened) == whole
@@ -179,7 +179,7 @@ def test_two_archives_in_one_file_are_refused(at, shards):
     size = path.stat().st_size
     more = tar_of({"more.jpg": b"1", "more.cls": b"0"})
     path.write_bytes(path.read_bytes() + more)
-    refused(rf"{path} goes on behind its end marker at byte [\d,]+, as archives that were joined by cat do", at(shards))
+    refused(rf"{path} continues after its end marker at byte [\d,]+, as archives joined by cat do", at(shards))
     os.truncate(path, size)
     open_splits(at(shards))
 

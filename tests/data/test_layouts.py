@@ -171,7 +171,7 @@ def test_folders_that_cannot_be_a_set_are_refused(at, tree, monkeypatch):
     refused(r"tree/train: no images .* in empty. Every class folder must hold at least one image", folder)
     shutil.rmtree(tree / "train" / "empty")
     (tree / "val" / "coffee").rename(tree / "val" / "tea")
-    refused("do not have the same class folders: coffee in train alone, tea in val alone", folder)
+    refused("do not have the same class folders: coffee only in train, tea only in val", folder)
     shutil.rmtree(tree / "val")
     refused(r"no directory .*tree/val\..*tree holds train\.", folder)
     monkeypatch.setenv("LARGEBATCH_DATA", str(tree))

@@ -114,7 +114,7 @@ def test_a_file_that_is_cut_short_is_named(end, fashion, tmp_path):
     write_fashion(tmp_path / "data", end)
     path = tmp_path / "data" / f"t10k-images-idx3-ubyte{end}"
     path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=f"data/{path.name} (is not a whole idx file|cannot be read).*etch it again"):
+    with pytest.raises(UserError, match=f"data/{path.name} (is not a complete idx file|cannot be read).*again"):
         sets.load(fashion)
 
 
@@ -123,7 +123,7 @@ def test_a_file_that_is_cut_short_is_named(end, fashion, tmp_path):
 )
 def test_a_file_of_another_format_is_refused(content, tmp_path):
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(UserError, match="is not a whole idx file"):
+    with pytest.raises(UserError, match="is not a complete idx file"):
         sets.read_idx(tmp_path / "file")
 
 

@@ -133,7 +133,7 @@ def test_verify_never_stops_half_way(tree, opened, capsys, monkeypatch):
     }
     assert lines["text.jpg"].startswith("this is no image of a format that is read (JPEG, PNG")
     assert [line.rpartition("/")[2] for line in verdict.suspect] == [
-        "two?lines?[31m.jpg: its name holds line breaks or control characters, shown as ?",
+        "two?lines?[31m.jpg: its name has line breaks or control characters, shown as ?",
         "??.jpg: its name is not UTF-8, and shown with ? for each byte that is not",
     ]
     assert [line.count(" repeats ") for line in verdict.duplicates] == [1, 1]

@@ -93,10 +93,10 @@ def mistake(monkeypatch, capsys, tmp_path):
         ("schedule.milestones=[30,30]", "schedule.milestones=[30, 30] are out of order: …"),
         (
             "schedule.milestones=[30,60,90]",
-            "schedule.milestones=[30, 60, 90] do not lie within the run: they must be above 0 and below epochs=90. "
+            "schedule.milestones=[30, 60, 90] are not within the run: they must be above 0 and below epochs=90. "
             "Null places them at 1/3, 2/3 and 8/9 of the epochs.",
         ),
-        ("schedule.milestones=[0,30]", "schedule.milestones=[0, 30] do not lie within the run: …"),
+        ("schedule.milestones=[0,30]", "schedule.milestones=[0, 30] are not within the run: …"),
         ("epochs=4 warmup.epochs=5", "warmup.epochs=5 is longer than the run's epochs=4: null makes it 5/90 of them."),
         ("k=", "k= is of the wrong kind: it takes a whole number."),
         ("lr.base=a=b", "'lr.base=a=b' cannot be read as key=value. Put a value with = … into quotes: …"),
@@ -124,11 +124,11 @@ def test_the_installed_command_says_the_same(largebatch, tmp_path, arguments):
     [
         (
             "device=cuda",
-            "device=cuda was asked for, but this machine shows no CUDA GPU: use device=cpu or device=auto.",
+            "device=cuda was given, but this machine has no usable CUDA GPU: use device=cpu or auto.",
         ),
         (
             "precision=bf16",
-            "precision=bf16 was asked for, but device=cpu here has no bf16 arithmetic: use precision=fp32.",
+            "precision=bf16 was given, but device=cpu has no bf16 arithmetic on this machine: use precision=fp32.",
         ),
     ],
 )
@@ -193,7 +193,7 @@ def test_a_class_folder_without_images(mistake, tmp_path):
 def test_validation_classes_that_differ(mistake, tmp_path):
     root = photographs(tmp_path / "set", {"train/cat": 2, "train/dog": 2, "val/cat": 1, "val/cow": 1})
     said = mistake(*folder_run(root))
-    assert said.endswith("do not have the same class folders: dog in train alone, cow in val alone.")
+    assert said.endswith("do not have the same class folders: dog only in train, cow only in val.")
 
 
 def test_imagenet_that_is_something_else(mistake, tmp_path):
@@ -228,8 +228,7 @@ def test_a_directory_that_holds_a_run(mistake, tmp_path):
     before = {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()}
     said = mistake(*overrides)
     assert said == (
-        f"run_dir={directory} holds a run already (status stopped): use resume=true to go on with it, or another "
-        "run_dir."
+        f"run_dir={directory} already holds a run (status stopped): use resume=true to continue it, or another run_dir."
     )
     assert {path: path.read_bytes() for path in directory.rglob("*") if path.is_file()} == before
 

@@ -320,7 +320,7 @@ def test_what_waits_is_seen_and_cancelled(home):
     line = call(home, "sweep", "status", "held").stdout.splitlines()[1]
     assert re.match(r"0 +queued .*JobHeld", line)
     again = call(home, "train", "-m", "hydra.sweep.dir=held", *WORDS, "launcher.options=[--hold]", "seed=0,1")
-    assert "2 of 2 tasks are done already, or on their way" in again.stderr
+    assert "2 of 2 tasks are complete or running." in again.stderr
     assert len((sweep.directory / "jobs.jsonl").read_text().splitlines()) == 1
     job = sweep.element(0).job.partition("_")[0]
     assert call(home, "sweep", "cancel", "held").stderr == f"Cancelled: {job}_0, {job}_1.\n"

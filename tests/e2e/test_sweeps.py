@@ -63,7 +63,7 @@ def test_four_arms_two_at_once_of_which_one_is_killed_and_two_diverge(largebatch
     assert (
         "── 1 of 4 failed: seed=0 lr.base=0.1\nlargebatch: It was killed by SIGKILL. Its log is sweep/tasks/0/" in said
     )
-    assert "1 of 4 are not done. To go on: largebatch sweep resume sweep\n" in said
+    assert "1 of 4 are not done. To continue: largebatch sweep resume sweep\n" in said
     table = said.rpartition("\n\n")[2].splitlines()
     assert [re.split(r"\s{2,}", row)[1] for row in table] == ["status", "failed", "diverged", "stopped", "diverged"]
     assert states(largebatch) == ["failed", "diverged", "stopped", "diverged"]

@@ -38,7 +38,7 @@ def test_what_is_named_is_no_run(runs, sentence):
     )
     assert sentence("runs=runs/k8-*").startswith("runs=runs/k8-* matches no run: runs holds seed0 (1 run), ")
     assert sentence("run=runs") == (
-        "run=runs is no run itself, it holds 7: name one of them, such as run=runs/seed0, or evaluate them all as an "
+        "run=runs is not a run, but contains 7: name one of them, such as run=runs/seed0, or evaluate them all as an "
         "ensemble with runs=runs."
     )
     (runs / "seed0" / "provenance.json").write_text("{")
@@ -68,7 +68,7 @@ def test_weights_that_are_not_whole_or_not_safe(runs, sentence):
     damaged[-1] ^= 1
     best.write_bytes(damaged)
     assert sentence("run=runs/seed0", "weights=best") == (
-        f"{best} is not whole: its content is not what its name says. Take other weights."
+        f"{best} is damaged: its content does not match its name. Use other weights."
     )
     torch.save({"weight": torch.zeros(1)}, "w.pt")
     assert sentence("run=runs/seed0", "weights=w.pt").startswith("w.pt cannot be read as safetensors (")
@@ -90,7 +90,7 @@ def test_weights_of_another_network(runs, sentence):
 def test_beside_a_run_its_experiment_cannot_be_changed(sentence, word):
     key = word.split("=")[0].lstrip("+")
     assert sentence("run=runs/seed0", word).startswith(
-        f"{key}= cannot be given beside a recorded run, which is evaluated as it was trained: leave it out. These can: "
+        f"{key}= cannot be given with a recorded run, which is evaluated as it was trained: leave it out. These can: "
         "device, precision, tf32, threads, channels_last, loader.workers, loader.prefetch, dataset.root"
     )
 
@@ -105,9 +105,9 @@ def test_a_budget_below_the_least_names_the_least(facts, sentence, mode):
 def test_a_device_that_is_not_here(monkeypatch, sentence):
     monkeypatch.setattr("largebatch.inference.session.hardware", lambda _: Hardware(2, gpus=0, mps=False, bf16=False))
     assert sentence("run=runs/seed0", "device=cuda") == (
-        "device=cuda was asked for, but this machine shows no CUDA GPU: use device=cpu or device=auto."
+        "device=cuda was given, but this machine has no usable CUDA GPU: use device=cpu or auto."
     )
-    assert "has no bf16 arithmetic: use precision=fp32." in sentence("run=runs/seed0", "precision=bf16")
+    assert "has no bf16 arithmetic on this machine: use precision=fp32." in sentence("run=runs/seed0", "precision=bf16")
 
 
 def test_other_images_than_the_record_knows(runs, sentence):

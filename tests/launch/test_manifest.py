@@ -89,7 +89,7 @@ def test_a_run_directory_outside_was_given_by_the_arms_own_words(arm, tmp_path):
 
 @pytest.mark.parametrize("place", [SWEEP, SWEEP.parent])
 def test_a_run_directory_that_holds_the_sweep_is_refused(arm, place):
-    with pytest.raises(UserError, match=rf"would be recorded in {place}, which holds its whole sweep {SWEEP}: give"):
+    with pytest.raises(UserError, match=rf"would be recorded in {place}, which contains the sweep {SWEEP}: give"):
         plan(SWEEP, [arm("k=1", f"run_dir={place}")])
     assert not SWEEP.exists()
 

@@ -125,7 +125,7 @@ def test_a_range_that_ends_before_it_begins():
 def test_a_scale_that_is_none(bad):
     scales, zeros = torch.tensor([1.0, bad]), torch.tensor([0, 0])
     for function in (quantize, dequantize):
-        with pytest.raises(UserError, match=f"a scale of {bad:g} stands for nothing: it is a finite number above 0"):
+        with pytest.raises(UserError, match=f"a scale of {bad:g} is not allowed: it must be a finite number above 0"):
             function(torch.zeros(2, 3, dtype=torch.uint8), scales, zeros, axis=0)
 
 

@@ -113,7 +113,7 @@ def test_ranges_of_a_network(network):
     [
         ([], "there are no calibration images"),
         ([torch.zeros(2, 3, 8, 16)], "have the shape 3×8×16, and the network takes 3×16×16"),
-        ([torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), torch.nan)], "calibration image 2 holds NaN"),
+        ([torch.zeros(2, 3, 16, 16), torch.full((2, 3, 16, 16), torch.nan)], "calibration image 2 has NaN"),
         ([torch.full((1, 3, 16, 16), 3e38)], "makes conv1 infinite or NaN"),
     ],
 )

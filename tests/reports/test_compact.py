@@ -104,7 +104,7 @@ def test_it_replaces_no_other_run(record, tmp_path):
     before = file.read_bytes()
     record(seed=1).rename(tmp_path / "other")
     (tmp_path / "other").rename(tmp_path / whole.name)
-    with pytest.raises(UserError, match=rf"holds another run of the name {whole.name}: choose another out="):
+    with pytest.raises(UserError, match=rf"has another run of the name {whole.name}: choose another out="):
         compact([load(tmp_path / whole.name)], tmp_path / "records")
     assert file.read_bytes() == before
     assert (whole / "metrics.jsonl").is_file()

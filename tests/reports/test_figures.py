@@ -124,7 +124,7 @@ def test_what_was_not_measured_is_refused(record, runs):
     record(5.0, k=1, settings=BASELINE)
     with pytest.raises(UserError, match=r"None of these runs has val_error_recomputed: they were trained without"):
         curves.draw(runs(), CurveOptions(recomputed=True))
-    with pytest.raises(UserError, match=r"metric=top5 is measured in validation alone"):
+    with pytest.raises(UserError, match=r"metric=top5 is measured only in validation"):
         CurveOptions(metric="top5", show="train")
 
 

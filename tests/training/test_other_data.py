@@ -154,7 +154,7 @@ def test_two_folders_are_two_experiments_by_default(here, capsys):
     shutil.copytree(here / "data", here / "copy")
     for root in ("data", "other"):
         assert run(["train", *WORDS, f"dataset.root={root}", "epochs=1"]) == 0
-    refused(["train", *WORDS, "dataset.root=copy", "epochs=1"], "holds a run already")  # that of the first run
+    refused(["train", *WORDS, "dataset.root=copy", "epochs=1"], "already holds a run")  # that of the first run
     assert len(list((here / "runs" / "imagefolder-resnet8").iterdir())) == 2
     capsys.readouterr()
     assert run(["table", "runs=runs", "format=json", "baseline=none"]) == 0

@@ -68,7 +68,7 @@ def _throughput(selection: Selection | None, given: Given) -> Figure:
             told.append(run_time.Told(gpus * whole.n, gpus, whole.iteration, whole.iteration - whole.stragglers))
         return run_time.draw(run_times(), told, profile.device)
     if given.flag("paper"):
-        raise UserError("paper=true draws the paper's machine by itself: leave runs= out.")
+        raise UserError("paper=true draws only the paper's machine: leave runs= out.")
     if name is None:
         return throughput.draw(selection, str(given.text("x")))
     profile, nodes = load(name), given.whole("nodes", least=1) if given.text("nodes") else None

@@ -102,7 +102,7 @@ def _recorded(directory: Path, values: Values, words: Sequence[str]) -> Outcome:
     """Probe a recorded run wherever it has a checkpoint."""
     found = find([str(directory)], "run")
     if found != [directory]:
-        raise UserError(f"run={directory} is no run itself, it holds {len(found)}: name one, such as run={found[0]}.")
+        raise UserError(f"run={directory} is not a run, but contains {len(found)}: name one, such as run={found[0]}.")
     if "RANK" in os.environ:
         raise UserError("a recorded run is probed by one process: run it without torchrun.")
     for key in keys_of(words):

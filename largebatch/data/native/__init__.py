@@ -106,7 +106,7 @@ def _compiled() -> Path:
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if not _ours_alone(directory):
-            raise Unavailable(f"{directory} is not this user's alone: set LARGEBATCH_CACHE to a directory that is")
+            raise Unavailable(f"{directory} is writable by others: set LARGEBATCH_CACHE to a directory of your own")
         for path in directory.glob(f"{name}-*.so"):
             if _ours_alone(path) and path.stem == f"{name}-{_digest(path.read_bytes())}":
                 return path

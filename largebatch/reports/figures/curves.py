@@ -55,7 +55,7 @@ class CurveOptions:
 
     def __post_init__(self) -> None:
         if self.metric == "top5" and self.show == "train":
-            raise UserError("metric=top5 is measured in validation alone: leave show=train out.")
+            raise UserError("metric=top5 is measured only in validation: leave show=train out.")
         if self.recomputed and (self.metric != "error" or self.show == "train"):
             raise UserError("recomputed=true is about validation error: it takes metric=error, and not show=train.")
 
