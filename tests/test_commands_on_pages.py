@@ -113,7 +113,8 @@ def test_a_command_computes(words, place, monkeypatch):
     assert run([*words[1:], *here]) == ("pitfall=scale_loss" in words)
 
 
-@pytest.mark.parametrize(("page", "line", "text"), blocks(("python",)))
+# The blocks of the other pages build on one another, and have tests of their own.
+@pytest.mark.parametrize(("page", "line", "text"), [one for one in blocks(("python",)) if one[0] == "offloading.md"])
 def test_an_example_in_python_runs(page, line, text, place, monkeypatch):
     monkeypatch.chdir(place)
     with contextlib.redirect_stdout(io.StringIO()):

@@ -14,7 +14,7 @@ from largebatch.config.pitfalls import PITFALLS
 from largebatch.config.run import Config
 from largebatch.data import sets
 from largebatch.data.layouts import with_digest
-from largebatch.data.source import sizes_of
+from largebatch.data.source import Sizes, sizes_of
 from largebatch.models import initialise, is_stochastic
 from largebatch.models.batchnorm import batchnorms
 from largebatch.models.build import build_on_meta, channels_of, check_shapes, draws_numbers
@@ -52,18 +52,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
     total = config.total_iterations(train_images)
     check_shapes(config.model, sizes.classes, (config.n, *sizes.sample.shape), sizes.sample.dtype)
     model = build_on_meta(config.model, sizes.classes, channels_of(sizes.sample.shape))
-    notes = initialise(model, config.model)
-    if is_stochastic(model) or (config.model.source == "python" and draws_numbers(model, sizes.sample)):
-        notes.append("dropout is drawn worker by worker: each has its own pass, whatever the value of workers_per_pass")
-    if config.workers_per_pass is None and placement.device == "cuda" and config.n * MOST_WORKERS > MOST_SAMPLES:
-        notes.append(
-            f"workers_per_pass={placement.workers_per_pass}: by default a pass holds at most {MOST_SAMPLES} samples "
-            "(or one worker), for the GPU's memory; give a larger one where more fit, the result stays the same"
-        )
-    if config.optimizer.adaptive:
-        subject = "an optimizer of your own is taken for one that" if config.optimizer.own else config.optimizer.name
-        notes.append(f"lr.scaling={config.lr.scaling}: {subject} {_ADAPTIVE}")
-    notes += rates.notes()
+    notes = [*initialise(model, config.model), *_notes(config, placement, model, sizes), *rates.notes()]
     groups = decay_groups(model)
     parameters = sum(p.numel() for p in model.parameters())
     weight_bytes = parameters * _BYTES[placement.precision]
@@ -114,6 +103,22 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         "run_hash": run.run_hash,
         "run_dir": str(run.directory),
     }
+
+
+def _notes(config: Config, placement: Placement, model: nn.Module, sizes: Sizes) -> list[str]:
+    """Return what differs from a usual run: dropout, samples of a pass, the rate of adaptive optimizers."""
+    notes = []
+    if is_stochastic(model) or (config.model.source == "python" and draws_numbers(model, sizes.sample)):
+        notes.append("dropout is drawn worker by worker: each has its own pass, whatever the value of workers_per_pass")
+    if config.workers_per_pass is None and placement.device == "cuda" and config.n * MOST_WORKERS > MOST_SAMPLES:
+        notes.append(
+            f"workers_per_pass={placement.workers_per_pass}: by default a pass holds at most {MOST_SAMPLES} samples "
+            "(or one worker), for the GPU's memory; give a larger one where more fit, the result stays the same"
+        )
+    if config.optimizer.adaptive:
+        subject = "an optimizer of your own is taken for one that" if config.optimizer.own else config.optimizer.name
+        notes.append(f"lr.scaling={config.lr.scaling}: {subject} {_ADAPTIVE}")
+    return notes
 
 
 def _group(weight_decay: float, group: Mapping[str, nn.Parameter]) -> dict[str, Any]:
