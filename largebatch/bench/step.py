@@ -24,6 +24,7 @@ from largebatch.data.source import Batch, Source
 from largebatch.data.stream import SampleStream
 from largebatch.models import build_model
 from largebatch.runtime.placement import Placement
+from largebatch.training.cuda_graph import GraphedStep
 from largebatch.training.learner import DTYPES, Learner, make_learner, open_data, start
 from largebatch.training.optimizer import set_rate
 from largebatch.training.pitfalls import sample_stream
@@ -52,6 +53,11 @@ class Ours:
         """Make one step of kn samples."""
         set_rate(self.learner.optimizer, RATE)
         self.make_step(self._passes(), 0)
+
+    def warm_up(self) -> None:
+        """Make the ordinary steps before a recorded one, and record it: what is timed afterwards is repeated."""
+        while isinstance(self.make_step, GraphedStep) and not self.make_step.recorded:
+            self.step()
 
     def _passes(self) -> Iterator[Batch]:
         place = self.learner.placement
@@ -144,6 +150,7 @@ def time_against_plain(config: Config, placement: Placement, repeats: int, itera
         (one pass over kn samples, as torchvision's reference does).
     """
     ours = make_ours(config, placement)
+    ours.warm_up()
     sides = {
         "ours": ours.step,
         "accumulation": make_plain(ours, config.n).step,
@@ -162,6 +169,7 @@ def time_workers(runs: Mapping[int, tuple[Config, Placement]], repeats: int, ite
     turns = {}
     for k, (config, placement) in runs.items():
         ours = make_ours(config, placement)
+        ours.warm_up()
         turns[f"k{k}"] = side(ours.step, iterations * max(1, max(runs) // k), config.minibatch, ours)
     return take_turns(turns, repeats, "step at each k")
 

@@ -80,6 +80,7 @@ def time_variants(config: Config, ks: tuple[int, ...], names: tuple[str, ...], r
         else:
             for k in ks[:1] if name in FIRST_ONLY else ks:
                 ours = _ours(replace(config, k=k), OURS[name])
+                ours.warm_up()
                 made[f"k{k}" if name == "ours" else f"k{k}_{name}"] = (ours.step, ours.learner.config.minibatch)
     turns = {
         name: side(step, max(1, steps * minibatch // images), images, first) for name, (step, images) in made.items()

@@ -68,6 +68,11 @@ class GraphedStep:
     _made: int = field(init=False, default=0)
     _repeat: Work | None = field(init=False, default=None)
 
+    @property
+    def recorded(self) -> bool:
+        """Whether the step is recorded, and the next one repeats it."""
+        return self._repeat is not None
+
     def __call__(self, batches: Iterator[Batch], iteration: int) -> Tensor:
         """Make one step, as ``train_step`` does; the rows are valid until the next one."""
         running = self.learner.running

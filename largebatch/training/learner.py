@@ -92,14 +92,17 @@ class Learner:
 
 def start(config: Config, placement: Placement) -> World:
     """Join the processes of a run, and set the arithmetic that its precision and determinism ask for."""
+    deterministic = config.exact if config.deterministic is None else config.deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # is read before the first product
+        # Otherwise every new tensor is filled, at the cost of a pass over its memory. Nothing here reads one before
+        # it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     timeout = config.launcher.timeout
     # Whoever watches the processes ends a run that hangs, with more words than a broken exchange has.
     world = join(placement, NEVER if timeout is None else timedelta(seconds=2 * timeout + 60))
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = placement.precision == "tf32"
-    deterministic = config.exact if config.deterministic is None else config.deterministic
     torch.backends.cudnn.benchmark = not deterministic
-    if deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if config.compile:
         torch.use_deterministic_algorithms(deterministic)
     else:  # the same without importing PyTorch's compiler

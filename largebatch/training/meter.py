@@ -10,11 +10,15 @@ import torch
 from torch import Tensor
 
 from largebatch.runtime.world import World
-from largebatch.training.validation import wide
 
 SECONDS = 2.0  # between two looks for signals: a scheduler's notice may leave no more than half a minute
 MOST = 1000  # iterations whose figures wait to be read
 FIGURES = 4  # of a worker in a step: summed loss, samples right, losses not finite, images replaced
+
+
+def wide(device: torch.device) -> torch.dtype:
+    """Return the widest float type of a device: float64, but float32 on Apple's GPUs."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def worker_figures(passes: Sequence[tuple[Tensor, Tensor, int]], n: int) -> Tensor:

@@ -16,8 +16,10 @@ from largebatch.data.stream import SampleStream
 from largebatch.models.batchnorm import recomputed
 from largebatch.runtime.watchdog import Watched, unwatched
 from largebatch.runtime.world import World
+from largebatch.training.cuda_graph import copied_aside
 from largebatch.training.learner import Learner
 from largebatch.training.loss import Loss, validation_loss
+from largebatch.training.meter import wide
 from largebatch.training.pitfalls import validated_again
 
 BATCH = 256
@@ -130,11 +132,6 @@ def padded(model: nn.Module, samples: int) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def wide(device: torch.device) -> torch.dtype:
-    """Return the widest float type of a device: float64, but float32 on Apple's GPUs."""
-    return torch.float32 if device.type == "mps" else torch.float64
-
-
 class Validator:
     """Validates a run, each process its share of the set.
 
@@ -158,7 +155,7 @@ class Validator:
         """Evaluate with the running statistics."""
         with self._learner.autocast():
             batches = self._source.validation([self.cuts[number] for number in self._mine])
-            batches = self._watched(batches, "validating")
+            batches = self._watched(copied_aside(batches, self._learner.world.device), "validating")
             everything = self._learner.model, batches, self._mine, self.cuts, self._learner.world
             return evaluate(*everything, self._once, self._loss)
 

@@ -1,20 +1,23 @@
 """Steps that are recorded: by a stand-in that repeats a function, and on a GPU by CUDA."""
 
 import functools
+import os
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from largebatch.base.errors import UserError
+from largebatch.bench.step import make_ours
 from largebatch.data.source import Batch
 from largebatch.runtime.placement import Hardware, place
 from largebatch.runtime.world import World
 from largebatch.training.cuda_graph import WARM_UP, CudaRecorder, GraphedStep, copied_aside
-from largebatch.training.learner import make_learner, open_data
+from largebatch.training.learner import make_learner, open_data, start
 from largebatch.training.optimizer import set_rate
 from largebatch.training.pitfalls import sample_stream
 from largebatch.training.step import make_step, train_step
+from largebatch.training.validation import Validator
 
 CPU = Hardware(cores=1, gpus=0, mps=False, bf16=False)
 GPU = Hardware(cores=1, gpus=1, mps=False, bf16=True)
@@ -122,6 +125,46 @@ def test_nothing_in_a_step_waits_for_the_gpu(compose, graphed):
             step(batches, iteration)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_what_is_timed_is_the_repeated_step(compose):
+    config = compose(*WORDS, "workers_per_pass=2", "device=cpu")
+    placement, recorder, ours = place(config, CPU), StandIn(), make_ours(config, place(config, CPU))
+    learner = make_learner(replace(config, cuda_graphs=True), placement, World(0, 1, torch.device("cpu")), 10)
+    ours.learner, ours.make_step = learner, GraphedStep(learner, functools.partial(train_step, learner), recorder)
+    ours.warm_up()
+    assert recorder.calls == ["aside"] * WARM_UP + ["record", "repeat"]
+    ours.step()
+    assert recorder.calls[-2:] == ["repeat", "repeat"]
+
+
+def test_deterministic_arithmetic_is_set_before_a_gpu_is_used(compose, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    seen = []
+
+    def joined(*_):
+        seen.append((os.environ.get("CUBLAS_WORKSPACE_CONFIG"), torch.utils.deterministic.fill_uninitialized_memory))
+        return World(0, 1, torch.device("cpu"))
+
+    monkeypatch.setattr("largebatch.training.learner.join", joined)
+    for words in (["deterministic=false"], ["deterministic=true"]):
+        config = compose(*WORDS, *words, "device=cpu")
+        start(config, place(config, CPU))
+    torch.set_deterministic_debug_mode("default")
+    assert seen == [(None, True), (":4096:8", False)]
+
+
+def test_validation_copies_its_batches_aside(compose, monkeypatch):
+    config = compose(*WORDS, "device=cpu")
+    placement, world = place(config, CPU), World(0, 1, torch.device("cpu"))
+    copied = []
+    monkeypatch.setattr(
+        "largebatch.training.validation.copied_aside", lambda batches, device: copied.append(device) or batches
+    )
+    source = open_data(config, placement, world)
+    Validator(make_learner(config, placement, world, 10), source).validate()
+    assert copied == [world.device]
 
 
 def test_on_a_processor_batches_come_as_they_are():
