@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shlex
+import sys
 import typing
 from difflib import get_close_matches
 
@@ -12,6 +15,14 @@ class UserError(ValueError):
 
 class Fault(RuntimeError):
     """Something beyond the program went wrong, such as a killed process: shown as it is, exit status 1."""
+
+
+def installation(*packages: str) -> str:
+    """Return the command that installs packages where this program runs: an environment of uv's has no pip."""
+    names = " ".join(packages)
+    if importlib.util.find_spec("pip"):
+        return f"{shlex.quote(sys.executable)} -m pip install {names}"
+    return f"uv pip install --python {shlex.quote(sys.executable)} {names}"
 
 
 def nearest(word: str, allowed: typing.Iterable[str]) -> str:

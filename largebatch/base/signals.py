@@ -16,6 +16,7 @@ FAULT = 1
 INTERRUPTED = 130  # exit status after SIGINT, by the shell's convention
 ENDED = 75  # exit status after SIGTERM, SIGHUP and SIGUSR1: "try again later" (sysexits.h), which schedulers requeue
 ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+ACKNOWLEDGED = b"\nlargebatch: finishing the iteration, then writing a checkpoint; Ctrl-C again ends at once\n"
 _PR_SET_PDEATHSIG = 1
 
 
@@ -65,6 +66,9 @@ class Signals:
         if number in (signal.SIGINT, signal.SIGTERM) and (self.interrupt or self._terminate):
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
+        if number == signal.SIGINT and not self.interrupt:
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(2, ACKNOWLEDGED)  # a handler may come in the middle of a print
         self.interrupt = self.interrupt or number == signal.SIGINT
         self._terminate = self._terminate or number == signal.SIGTERM
         self.hangup = self.hangup or number == signal.SIGHUP

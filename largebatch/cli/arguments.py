@@ -87,7 +87,7 @@ def for_hydra(command: str, arguments: Sequence[str], kinds: Mapping[str, Any]) 
     Raises:
         UserError: a flag that is not known, a key that was given twice, or several values where one is taken.
     """
-    flags, words = _split(command, arguments)
+    flags, words = _split(command, arguments, kinds)
     sweeping = bool(SWEEPING & {*flags, *words})
     done: dict[str, str] = {}  # of a key that was given as it stands
     lists: dict[str, list[str]] = {}
@@ -112,7 +112,7 @@ def for_hydra(command: str, arguments: Sequence[str], kinds: Mapping[str, Any]) 
     return [*flags, *others, *(f"{key}=[{','.join(values)}]" for key, values in lists.items())]
 
 
-def _split(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def _split(command: str, arguments: Sequence[str], kinds: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Return flags, each with its value, and words."""
     flags, words = [], []
     rest = iter(arguments)
@@ -121,10 +121,14 @@ def _split(command: str, arguments: Sequence[str]) -> tuple[list[str], list[str]
         if not argument.startswith("-"):
             words.append(argument)
         elif name not in FLAGS or (equals and not FLAGS[name]):
-            hint = f" Keys are written without hyphens: {name.lstrip('-')}={value or '…'}."
+            following = value or next(rest, "")
+            shown = "…" if following[:1] in ("-", "") or (not value and "=" in following) else following
+            key = name.lstrip("-")
+            shown = "true" if key == "resume" and shown == "…" else shown
+            hint = f" Keys are written without hyphens: {key}={shown}."
             raise UserError(
                 f"'{argument}' is not a flag of {command}: it takes -m, --config-dir DIR, --cfg job, --help."
-                f"{nearest(name, FLAGS) or hint}"
+                f"{(key not in kinds and nearest(name, FLAGS)) or hint}"
             )
         elif FLAGS[name]:
             given = value if equals else next(rest, None)

@@ -79,6 +79,7 @@ def compose(name: str, arguments: list[str]) -> Composed:
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     if "RANK" in os.environ and SWEEPING & {*arguments}:
         raise UserError("a sweep (-m, launcher=slurm) cannot be started in a rank: start it once, without torchrun.")
@@ -90,6 +91,8 @@ def compose(name: str, arguments: list[str]) -> Composed:
             raise composed.mistake
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_in_a_sentence(error)) from None
+    except YAMLError as error:
+        raise UserError(_broken_yaml(error)) from None
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -117,6 +120,15 @@ def keep_hydra() -> Callable[[], None]:
     return put_back
 
 
+def _broken_yaml(error: Exception) -> str:
+    """Say where a file of the user's is no YAML: PyYAML knows the file, the line and what it expected there."""
+    mark = getattr(error, "problem_mark", None)
+    if mark is None:
+        return f"a file of the configuration is no YAML: {' '.join(str(error).split())}."
+    problem = getattr(error, "problem", None) or "it cannot be read"
+    return f"{mark.name} is no YAML, at line {mark.line + 1}, column {mark.column + 1}: {problem}."
+
+
 def _in_a_sentence(error: Exception) -> str:
     """Put what Hydra found wrong into one sentence, with the nearest key."""
     text = str(error)
@@ -132,6 +144,8 @@ def _in_a_sentence(error: Exception) -> str:
         return f"{group}={given} is not known: it takes {in_families(options)}.{more}{nearest(given, options)}"
     if found := re.search(r"Ambiguous value for argument '(.+)'", text):
         return f"{found[1]} is several values, and takes one: add -m to run them one after another."
+    if found := re.search(r"Cannot merge DictConfig with ListConfig\s+full_key: (\S+)", f"{text} {error.__cause__}"):
+        return f"{found[1]} takes a list, such as {found[1]}=[a,b]."
     override = getattr(error, "override", None)
     if override is not None:
         return (

@@ -12,7 +12,7 @@ import sys
 from importlib import metadata
 from typing import NoReturn
 
-from largebatch.base.errors import Fault, UserError, nearest
+from largebatch.base.errors import Fault, UserError, installation, nearest
 from largebatch.base.files import DISK_TROUBLE
 from largebatch.base.outcome import FAULT, MISTAKE, Unbreakable
 from largebatch.base.signals import INTERRUPTED
@@ -70,6 +70,13 @@ def main() -> NoReturn:
     except Fault as error:
         tell(f"largebatch: {error}")
         status = FAULT
+    except ImportError as error:
+        if not _is_torchs(error):
+            raise
+        reason = " ".join(str(error).split()).rstrip(".")
+        command = installation("torch", "torchvision")
+        tell(f"largebatch: PyTorch cannot be imported here: {reason}. Install it again: {command}")
+        status = FAULT
     except OSError as error:
         if isinstance(error, BrokenPipeError):  # the reader of our output has left, as head does
             sys.stdout = None
@@ -81,6 +88,12 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         status = INTERRUPTED
     sys.exit(status)
+
+
+def _is_torchs(error: ImportError) -> bool:
+    """Whether PyTorch is missing, or lacks one of its libraries."""
+    package = (error.name or "").partition(".")[0]
+    return package in ("torch", "torchvision") or any(name in str(error) for name in ("libtorch", "libc10", "libcud"))
 
 
 def run(arguments: list[str]) -> int:

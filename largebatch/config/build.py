@@ -36,7 +36,8 @@ def build(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
             raise UserError(f"'{prefix}{key}' is not a key of this configuration.{nearest(str(key), fields)}")
     missing = [key for key in fields if key not in values]
     if missing:
-        raise UserError(f"'{prefix}{missing[0]}' is missing from the configuration.")
+        names = ", ".join(f"'{prefix}{key}'" for key in missing)
+        raise UserError(f"{names} {'are' if len(missing) > 1 else 'is'} missing from the configuration.")
     return cls(**{key: _convert(kind, values[key], prefix + key) for key, kind in fields.items()})
 
 
@@ -116,7 +117,11 @@ def _kind_name(options: tuple[Any, ...]) -> str:
         type(None): "null",
         Mapping[str, Any]: "a mapping such as {width: 2}",
     }
-    return " or ".join(names.get(option, "a list of numbers") for option in options)
+    lists: dict[Any, str] = {str: "a list of words", UserPath: "a list of paths"}
+    return " or ".join(
+        names.get(option) or lists.get(next(iter(typing.get_args(option)), None), "a list of numbers")
+        for option in options
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from largebatch.base.errors import UserError, at_least
+
+_TIME = re.compile(r"\d+(:\d{1,2}){0,2}|\d+-\d{1,2}(:\d{1,2}){0,2}|UNLIMITED|INFINITE", re.IGNORECASE)
+_MEMORY = re.compile(r"0|\d+[KMGT]B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,16 @@ class SlurmConfig(LauncherConfig):
         for key in ("gpus_per_node", "nodes", "cpus_per_gpu", "max_concurrent", "signal_seconds"):
             at_least(f"launcher.{key}", getattr(self, key), 1)
         at_least("launcher.gpus", self.gpus, 0)
+        if self.time is not None and not _TIME.fullmatch(self.time):
+            raise UserError(
+                f"launcher.time={self.time} is no time of SLURM's: it takes minutes, hours:minutes:seconds such as "
+                "04:00:00, or days-hours:minutes:seconds such as 2-00:00:00."
+            )
+        if self.mem is not None and not _MEMORY.fullmatch(self.mem):
+            unit = f", and a number alone would be megabytes: {self.mem}G?" if self.mem.isdecimal() else ""
+            raise UserError(
+                f"launcher.mem={self.mem} is no memory: it takes a number with its unit, such as 64G{unit}."
+            )
         for option in self.options:
             if not option.startswith("-"):
                 raise UserError(

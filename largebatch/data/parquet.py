@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from largebatch.base.errors import UserError
+from largebatch.base.errors import UserError, installation
 from largebatch.data.files import Container, check_row_group
 from largebatch.data.listing import SPLITS, Listing, Rows, scanned
 from largebatch.data.tar import shown
@@ -26,7 +26,7 @@ def list_parquet(files: dict[str, list[Path]]) -> Listing:
     """
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError(
-            f"{files['train'][0].parent} holds parquet files, which pyarrow reads: pip install 'largebatch[parquet]'."
+            f"{files['train'][0].parent} holds parquet files, which pyarrow reads: {installation('pyarrow')}"
         )
     containers: list[Container] = []
     tables, named = {}, dict[str, list[str]]()

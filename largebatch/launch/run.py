@@ -12,6 +12,7 @@ from typing import Any
 
 from largebatch.base.errors import UserError
 from largebatch.base.outcome import STATUS, Outcome, say
+from largebatch.base.progress import said_after
 from largebatch.base.signals import ENDED, INTERRUPTED
 from largebatch.config.groups import KNOWN_BY_DIGEST
 from largebatch.config.run import Config
@@ -24,13 +25,15 @@ from largebatch.runtime.placement import Placement, place
 
 def train_run(config: Config) -> Outcome:
     """Train what ``config`` says, unless it is done already; where a process dies, go on from the last checkpoint."""
-    from largebatch.runtime.processes import RankLost, Stopped, launch
-    from largebatch.runtime.world import hardware, started_outside
-    from largebatch.training.loop import fit
+    with said_after(1, "loading PyTorch …"):
+        from largebatch.runtime.processes import RankLost, Stopped, launch
+        from largebatch.runtime.world import hardware, started_outside
+        from largebatch.training.loop import fit
 
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0":  # torchrun --max-restarts: this group follows another
         config = replace(config, resume=True)
-    run = run_of(config, place(config, hardware(config.device), *started_outside()))
+    with said_after(1, f"looking at this machine and at the data of dataset={config.dataset.name} …"):
+        run = run_of(config, place(config, hardware(config.device), *started_outside()))
     directory, restarts, summary = run.directory, 0, _left_by_a_run_that_is_over(run)
     if summary:
         error = summary["final_error"]
@@ -89,10 +92,9 @@ def _left_by_a_run_that_is_over(run: Run) -> dict[str, Any] | None:
         return None
     summary = read_summary(directory) or {"status": "running"}
     if not config.resume:
-        raise UserError(
-            f"run_dir={directory} already holds a run (status {summary['status']}): use resume=true to continue "
-            "it, or another run_dir."
-        )
+        over = summary["status"] in ("done", "diverged")
+        way = "use another run_dir" if over else "use resume=true to continue it, or another run_dir"
+        raise UserError(f"run_dir={directory} already holds a run (status {summary['status']}): {way}.")
     before = read_provenance(directory) or {}
     now = {**run.experiment, "seed": config.seed}
     changed = differences({**before.get("experiment", {}), "seed": before.get("seed")}, now)

@@ -145,6 +145,30 @@ class Answer:
         return max(drift, self.noise)
 
 
+def check_places(settings: Mapping[str, Any], rates: Mapping[float, float]) -> None:
+    """Refuse a run in which no probe would count, before it is trained.
+
+    Args:
+        settings: What defines the experiment, under dotted keys.
+        rates: η̂ at each place that will be probed, by its epoch.
+
+    Raises:
+        UserError: no probe would count.
+    """
+    planned = Probed(
+        Path("this run"), settings, [{"epoch": at, "small_rate": rate / settings["k"]} for at, rate in rates.items()]
+    )
+    if not planned.main_phase():
+        raise _without_main_phase(planned)
+
+
+def _without_main_phase(probed: Probed) -> UserError:
+    return UserError(
+        f"{probed.name} has no probe at its full rate after {EARLY:.1%} of its epochs and before the first "
+        "decay: probe more often (probe.every), or take a run of more epochs."
+    )
+
+
 def answer(probed: Probed) -> Answer:
     """Apply the rule of this module.
 
@@ -153,10 +177,7 @@ def answer(probed: Probed) -> Answer:
     """
     main = probed.main_phase()
     if not main:
-        raise UserError(
-            f"{probed.name} has no probe at its full rate after {EARLY:.1%} of its epochs and before the first "
-            "decay: probe more often (probe.every), or take a run of more epochs."
-        )
+        raise _without_main_phase(probed)
     each = [largest_by_drift(line) for line in main]
     drift = statistics.median_low(each)
     n = probed.settings["n"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -368,7 +369,12 @@ def _closing_words(summary: dict[str, Any], directory: Path) -> str:
     last = min(summary["epochs"], FINAL_EPOCHS)
     which = "the last epoch" if last == 1 else f"median of the last {last} epochs"
     shown = "" if error is None else f", error {error:.2f} % ({which})"
-    return f"{summary['status']}: {summary['iterations']} iterations{shown}; record in {directory}"
+    status, count = summary["status"], summary["iterations"]
+    runs = shlex.quote(f"runs={directory}")
+    following = {"done": f"; largebatch plot curves {runs} shows it", "diverged": ""}.get(
+        status, "; resume=true goes on"
+    )
+    return f"{status}: {count} iteration{'s' * (count != 1)}{shown}; record in {directory}{following}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -35,7 +35,7 @@ def test_a_run_that_is_done_is_returned_again(tiny, trained, capfd):
 
 def test_progress_can_be_switched_off(tiny, tmp_path, capfd):
     largebatch.train(*tiny, run_dir=tmp_path / "loud", iterations=1)
-    assert "stopped: 1 iterations" in capfd.readouterr().err
+    assert "stopped: 1 iteration;" in capfd.readouterr().err
     assert largebatch.train(*tiny, run_dir=tmp_path / "quiet", iterations=1, progress=False).status == "stopped"
     assert capfd.readouterr() == ("", "")
 

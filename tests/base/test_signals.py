@@ -17,6 +17,12 @@ def test_the_first_signal_is_a_wish_and_handlers_come_back(number, wishes):
     assert signal.getsignal(number) == before
 
 
+def test_ctrl_c_is_acknowledged_at_once(capfd):
+    with Signals():
+        signal.raise_signal(signal.SIGINT)
+        assert "finishing the iteration, then writing a checkpoint; Ctrl-C again ends at once" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_signal_ends_the_process_at_once(number):
     program = (

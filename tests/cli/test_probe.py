@@ -78,6 +78,23 @@ def test_mistakes_are_sentences(runs, tmp_path, monkeypatch, words, sentence):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (
+            ["probe.every=4"],
+            "this run has no probe at its full rate after 5.6% of its epochs and before the first decay",
+        ),
+        (["runs={root}/kept", "baseline=none"], "a comparison with training needs a baseline"),
+    ],
+)
+def test_what_leaves_no_answer_is_refused_before_training(runs, tmp_path, monkeypatch, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=sentence):
+        cli.run(["probe", *TINY, "answer=true", *(word.format(root=runs) for word in words)])
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_that_is_still_training_is_left_alone(runs):
     program = (
         "import sys; from pathlib import Path; from largebatch.runtime.lock import owned\n"

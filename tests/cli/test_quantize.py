@@ -180,9 +180,9 @@ def test_an_extra_that_is_not_installed(run, call, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "onnx" else find(name, *rest))
     sentence = refused(call, "quantize", f"run={run}", "engine=onnxruntime", "device=cpu", "threads=1")
-    assert "engine=onnxruntime needs onnx: pip install 'largebatch[quant]'" in sentence
+    assert "engine=onnxruntime needs onnx: " in sentence
     sentence = refused(call, "quantize", f"run={run}", "export=onnx", "device=cpu", "threads=1")
-    assert "export=onnx needs onnx: pip install 'largebatch[quant]'" in sentence
+    assert "export=onnx needs onnx: " in sentence
     assert not (run / "quantized").exists()  # it is said before the work is done
 
 

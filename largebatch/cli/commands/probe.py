@@ -17,11 +17,23 @@ from largebatch.cli.arguments import keys_of
 from largebatch.cli.command import Values
 from largebatch.cli.commands.train import train
 from largebatch.config.build import build
+from largebatch.config.groups import KNOWN_BY_DIGEST
 from largebatch.config.run import Config
+from largebatch.records.check import flat
 from largebatch.records.read import read_summary
 from largebatch.records.runs import find
 from largebatch.records.write import finite
-from largebatch.reports.answer import Answer, Probed, Trained, answer, fits, open_probed, readable, trained
+from largebatch.reports.answer import (
+    Answer,
+    Probed,
+    Trained,
+    answer,
+    check_places,
+    fits,
+    open_probed,
+    readable,
+    trained,
+)
 from largebatch.reports.probes import as_text, facts
 from largebatch.reports.selection import select
 from largebatch.runtime.lock import holder, owned
@@ -79,7 +91,7 @@ def probed_run(values: Values, trained_by: Callable[[Values], Outcome]) -> tuple
     """
     words = values.pop("given")
     asked = build(Asked, {key: values.pop(key) for key in OURS})
-    outcome = _trained(values, trained_by) if asked.run is None else _recorded(Path(asked.run), values, words)
+    outcome = _trained(values, asked, trained_by) if asked.run is None else _recorded(Path(asked.run), values, words)
     if outcome.status in (ENDED, INTERRUPTED) or os.environ.get("RANK", "0") != "0":
         return outcome, None
     probed = open_probed(Path(outcome.directory))
@@ -91,11 +103,30 @@ def probed_run(values: Values, trained_by: Callable[[Values], Outcome]) -> tuple
     return outcome, (probed, said, compared, share)
 
 
-def _trained(values: Values, trained_by: Callable[[Values], Outcome]) -> Outcome:
+def _trained(values: Values, asked: Asked, trained_by: Callable[[Values], Outcome]) -> Outcome:
     config = Config.from_mapping(values)
     if config.probe.every is None:
         raise UserError("probe.every=null measures nothing: give a number of epochs, or largebatch train.")
+    if asked.answer:
+        _check_answer(config, asked)
     return trained_by(values)
+
+
+def _check_answer(config: Config, asked: Asked) -> None:
+    """Refuse what would leave the run without an answer, before it is trained for one; as far as it is known by now."""
+    settings = flat(config.experiment(config.precision))
+    if asked.runs:
+        selection = select(asked.runs, asked.baseline)
+        trained(selection, asked.margin)
+        if config.dataset.name not in KNOWN_BY_DIGEST and config.dataset.source == "own":
+            fits(Probed(Path("this run"), settings, []), selection)
+    images, every = config.dataset.trained_images, config.probe.every
+    if images is None or not isinstance(every, int) or config.iterations is not None:
+        return
+    rates, per_epoch = config.rates(images), config.iterations_per_epoch(images)
+    last = config.epochs * per_epoch - 1
+    places = range(0, config.epochs + 1, every)
+    check_places(settings, {epoch: rates.rate_at(min(epoch * per_epoch, last)) for epoch in places})
 
 
 def _recorded(directory: Path, values: Values, words: Sequence[str]) -> Outcome:

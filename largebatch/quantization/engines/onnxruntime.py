@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from largebatch.base.errors import UserError
+from largebatch.base.errors import UserError, installation
 from largebatch.quantization.network import IMAGES, Network, Program
 from largebatch.quantization.saturation import refuse_overflow, saturates
 
@@ -27,7 +27,7 @@ class OnnxRuntime:
         """Return None where the packages are installed, else the command that installs them."""
         missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
         if missing:
-            return f"engine=onnxruntime needs {' and '.join(missing)}: pip install 'largebatch[quant]'."
+            return f"engine=onnxruntime needs {' and '.join(missing)}: {installation(*missing)}"
         return None
 
     def load(self, network: Network) -> Program:
