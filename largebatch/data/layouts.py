@@ -15,6 +15,7 @@ from largebatch.data.classes import check_sets, class_names
 from largebatch.data.files import Archived, Contained, Split, Tabled
 from largebatch.data.folders import Survey, class_folders, flat_folder, is_flat
 from largebatch.data.holdout import Part, hold_out
+from largebatch.data.huggingface import open_huggingface
 from largebatch.data.identity import Identity, identity_of_files
 from largebatch.data.index import Indexed, indexed
 from largebatch.data.listing import Listing, Table, about_left_out
@@ -64,6 +65,8 @@ def open_splits(config: DatasetConfig, anew: bool = False, tolerant: bool = Fals
         UserError: no root; see :func:`recognise`; a class without images, classes that differ between the two
             splits, or (``imagenet``) other than its 1000 synsets; archives that are damaged.
     """
+    if config.source == "huggingface":
+        return _of_huggingface(config)
     root = given_root(config)
     if root is None:
         raise UserError(f"dataset={config.name} needs dataset.root (or $LARGEBATCH_DATA): a directory with {KNOWN}.")
@@ -85,13 +88,28 @@ def open_splits(config: DatasetConfig, anew: bool = False, tolerant: bool = Fals
     line += about_left_out(survey.left_out) + _about_beside(layout)
     check_sets(config, str(layout), train, val, bool(survey.unreadable))
     line, whole = f"dataset={config.name}: {layout}, {len(train):,} + {len(val):,} images{line}", (train, val)
-    if config.holdout:
-        kept, held = hold_out(len(train), config.holdout, config.holdout_seed)
-        train, val = Part.of(train, kept), Part.of(train, held)
-        line += f"; validated on {len(val):,} of the training images, which are not trained on"
+    train, val, held = _held_out(config, train, val)
+    line += held
     official = [root / name for name in (archives.TRAIN, archives.VAL, f"{archives.DEVKIT}.tar.gz")]
     present = tuple(path for path in official if path.is_file())
     return Opened(train, val, line, whole, named, problem, tuple(survey.unreadable), present)
+
+
+def _held_out(config: DatasetConfig, train: Split, val: Split) -> tuple[Split, Split, str]:
+    """Return both splits with the images that are held out in place of the validation images, and words for it."""
+    if not config.holdout:
+        return train, val, ""
+    kept, held = hold_out(len(train), config.holdout, config.holdout_seed)
+    words = f"; validated on {len(held):,} of the training images, which are not trained on"
+    return Part.of(train, kept), Part.of(train, held), words
+
+
+def _of_huggingface(config: DatasetConfig) -> Opened:
+    first, second, named = open_huggingface(config)
+    train, val, held = _held_out(config, first, second)
+    where = config.root or f"{config.name} at the hub"
+    line = f"dataset=huggingface: {where}, {len(first):,} + {len(second):,} images{held}"
+    return Opened(train, val, line, (first, second), named)
 
 
 def with_digest(config: DatasetConfig) -> DatasetConfig:

@@ -55,6 +55,8 @@ def locate(config: DatasetConfig) -> str:
     """Say in a few words where the set is, for people; never raises."""
     if config.source == "python":
         return f"made by {config.name}"
+    if config.source == "huggingface":
+        return f"{config.root or config.name}, by the library datasets"
     if config.name == "digits":
         return "embedded in largebatch"
     if config.name == "synthetic":

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from largebatch.base.errors import UserError
+from largebatch.base.user_code import DATASETS, MODELS, plugins
 from largebatch.config.pitfalls import PITFALLS
 from largebatch.config.run import Config
 from largebatch.data import sets
@@ -92,6 +93,7 @@ def explain(config: Config, placement: Placement, full: bool = False) -> dict[st
         "batchnorm": {"layers": len(batchnorms(model)), "samples": config.n, "running": config.bn.running},
         "pitfall": config.pitfall.name,
         "notes": notes,
+        "plugins": {key: plugins(group) for key, group in (("model", MODELS), ("dataset", DATASETS))},
         "optimizer": config.optimizer.name,
         "placement": vars(placement),
         "memory_bytes": {
@@ -170,6 +172,7 @@ def as_text(facts: dict[str, Any]) -> str:
             ", ".join(f"{name} {size / 1e6:.1f} MB" for name, size in memory.items()) + " in each process",
         ),
         ("run directory", facts["run_dir"]),
+        *((f"{key} plug-ins", ", ".join(found)) for key, found in facts["plugins"].items() if found),
         *(("note", note) for note in facts["notes"]),
         *([("PITFALL", f"{facts['pitfall']}: {PITFALLS[facts['pitfall']]}")] if facts["pitfall"] != "none" else []),
     ]

@@ -2,12 +2,14 @@
 
 import json
 import math
+from importlib import metadata
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from largebatch.base import user_code
 from largebatch.base.errors import UserError
 from largebatch.cli.main import run
 from largebatch.config.groups import LoaderConfig, LossConfig
@@ -292,3 +294,10 @@ def test_a_transform_that_returns_no_such_image_is_refused(recipe):
         UserError, match=r"it takes images, uint8 \(1 or 3, H, W\), and these are torch.float32 of shape \(6,\)"
     ):
         Transform("recipe:shift")(torch.zeros(6), 0, 0, 0)
+
+
+def test_explain_lists_the_plug_ins_that_are_installed(monkeypatch, capsys):
+    entry = metadata.EntryPoint("shapes", "shapes:make", user_code.DATASETS)
+    monkeypatch.setattr(user_code.metadata, "entry_points", lambda group: [entry] if group == entry.group else [])
+    assert run(["explain", *WORDS]) == 0
+    assert "dataset plug-ins  shapes\n" in capsys.readouterr().out
