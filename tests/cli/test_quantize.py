@@ -159,7 +159,7 @@ def test_mistakes_in_words(digits_runs, call, words, sentence):
 
 def test_nothing_is_named(call):
     assert "nothing was named to quantize" in refused(call, "quantize")
-    assert "belongs to no run: say where" in refused(call, "quantize", "state_file=w.safetensors")
+    assert "belongs to no run: give the output directory" in refused(call, "quantize", "state_file=w.safetensors")
 
 
 def test_a_diverged_run(run, call):

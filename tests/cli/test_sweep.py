@@ -131,7 +131,7 @@ def test_a_record_that_is_made_again_is_moved_and_not_lost(tasks, capsys):
         assert not tasks[0].directory.exists()
     kept = sorted(SWEEP.glob("replaced/*/*/summary.json"))
     assert [json.loads(path.read_text())["status"] for path in kept] == ["first", "second"]
-    assert f"is in {kept[1].parent} now" in capsys.readouterr().err
+    assert f"was moved to {kept[1].parent}." in capsys.readouterr().err
     put_away(SWEEP, tasks[0])  # there is nothing
     assert len(sorted(SWEEP.glob("replaced/*/*"))) == 2
 

@@ -258,7 +258,7 @@ def test_parquet_files_need_pyarrow(roots, at, monkeypatch, copy):
     root = copy("parquet")
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "pyarrow" else find(name))
-    refused(r"holds parquet files, which pyarrow reads: pip install 'largebatch\[parquet\]'\.", at(root))
+    refused(r"holds parquet files, which pyarrow reads: .*pip install .*pyarrow$", at(root))
 
 
 def test_parquet_files_of_other_columns_or_cut_short_are_refused(copy, at):

@@ -67,7 +67,7 @@ def test_help_of_a_command_shows_examples_keys_and_groups(largebatch, command):
     assert f"largebatch {command}" in done.stdout
     assert "warmup: constant, gradual, none" in done.stdout
     assert "  lr.base_minibatch=256              Samples in a step of the baseline.\n" in done.stdout
-    assert "Exit status: 0 done, 2 a mistake" in done.stdout
+    assert "Exit status: 0 complete, 2 a mistake" in done.stdout
 
 
 def test_help_that_is_read_in_part_alone_is_no_mistake(tmp_path):

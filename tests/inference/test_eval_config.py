@@ -50,7 +50,7 @@ def test_what_is_no_size(text):
     [
         ({"run": None}, "nothing was named to evaluate: it takes one of run=DIR"),
         ({"runs": ("b",)}, "run and runs were given together: it takes one of run=DIR"),
-        ({"run": None, "state_file": "w", "weights": "best"}, "state_file= has its own, leave it out"),
+        ({"run": None, "state_file": "w", "weights": "best"}, "state_file= has its own: leave weights= out."),
         ({"budget": "1MB"}, "it takes offload=submodule, offload=model, or plan=true"),
         ({"compare": True}, "add offload=submodule or model"),
         ({"quantized": True, "fold_bn": True}, "cannot be given with fold_bn=true: in integers BatchNorm is folded"),

@@ -154,7 +154,7 @@ def test_more_than_one_process(monkeypatch, sentence):
     ],
 )
 def test_too_little_memory(monkeypatch, sentence, words, advice):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(measure, "evaluate", fail)
@@ -162,7 +162,7 @@ def test_too_little_memory(monkeypatch, sentence, words, advice):
 
 
 def test_a_lost_loader(monkeypatch, call, runs):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
     monkeypatch.setattr(measure, "evaluate", fail)
@@ -175,14 +175,14 @@ def test_a_lost_loader(monkeypatch, call, runs):
 
 def test_the_model_can_be_offloaded_again_after_a_failure(monkeypatch, sentence, facts):
     with monkeypatch.context() as patch:
-        patch.setattr(measure, "evaluate", lambda *arguments: {}["nothing"])
+        patch.setattr(measure, "evaluate", lambda *arguments, **options: {}["nothing"])
         with pytest.raises(KeyError):
             facts("run=runs/seed0", "offload=submodule")
     assert facts("run=runs/seed0", "offload=submodule")["uploads"]
 
 
 def test_interrupted(monkeypatch, call, runs):
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(measure, "evaluate", interrupt)

@@ -116,7 +116,7 @@ def test_a_link_that_leads_out_of_the_sweep_is_refused(arm, tmp_path):
     [
         ({"number": 0}, "line 2 of .* cannot be used: task 0 stands in the place of task 1"),
         ({"hash": "0" * 64}, "does not have its hash"),
-        ({"config": {}}, "'config.k' is missing"),
+        ({"config": {}}, "'config.k', .* are missing from the configuration"),
         ({"resources": {"gpu": 1}}, r"'resources.gpu' is not a key of this configuration. Did you mean 'gpus'\?"),
         ({"words": None}, "words=null is of the wrong kind: it takes a word"),
     ],

@@ -98,7 +98,7 @@ def test_a_models_own_initialisation_stays_where_the_papers_does_not_apply():
 def test_own_initialisation_can_be_asked_for():
     config = replace(RESNET50, name="resnet18", init="own")
     model = build_model(config, 10, 3)
-    assert initialise(model, config) == ["initialisation is torchvision's own (asked for)"]
+    assert initialise(model, config) == ["initialisation is torchvision's own (requested)"]
     assert model.layer1[0].bn2.weight.eq(1).all()
 
 

@@ -125,7 +125,7 @@ def test_sums_that_are_wanted_in_floats_are_sums_of_integers():
 
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("largebatch.quantization.engines.onnxruntime.PACKAGES", ("onnx", "no_such_package"))
-    with pytest.raises(UserError, match=r"needs no_such_package: pip install 'largebatch\[quant\]'"):
+    with pytest.raises(UserError, match=r"needs no_such_package: .*pip install .*no_such_package$"):
         OnnxRuntime().load(every_operator())
 
 
