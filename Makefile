@@ -35,7 +35,7 @@ test: .venv/synced ## run the tests of every module
 	$(BIN)/pytest -n 2 --dist worksteal -m '$(FAST)'
 
 test-all: .venv/synced ## run the others: processes that are killed, SLURM, a browser, acceptance
-	$(BIN)/pytest -n 2 --dist loadfile -m 'not ($(FAST))' \
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'not ($(FAST))' \
 		--deselect tests/test_study.py::test_the_quick_study_finds_what_the_whole_one_found
 
 study-test: .venv/synced ## run the quick study, and hold what it finds against the whole one: a quarter of an hour

@@ -179,11 +179,12 @@ class _Import:
         target = self._target(node)
         first: Any = node.args[0] if node.args else None
         needs = node.all_input_nodes
-        if needs and needs[0] is first and _does_nothing(node, target):
+        if all(one.name in self.known for one in needs) and not _draws(node):
+            # Also what leaves values alone: a view may need the memory that it made contiguous.
+            self.known[node.name] = self._computed(node, node.args)
+        elif needs and needs[0] is first and _does_nothing(node, target):
             into: dict[str, Any] = self.known if first.name in self.known else self.names
             into[node.name] = into[first.name]
-        elif all(one.name in self.known for one in needs) and not _draws(node):
-            self.known[node.name] = self._computed(node, node.args)
         elif target in NEW and needs == [first]:  # of the images, it takes the type alone
             alike = torch.empty(0, dtype=first.meta["val"].dtype)
             self.known[node.name] = self._computed(node, (alike, *node.args[1:]))

@@ -44,7 +44,10 @@ def test_a_deadline_and_what_accuracy_says_of_it(probed, capsys):
 
 def test_without_a_probed_run_nothing_is_said_of_accuracy(capsys):
     assert predict(["k=8"]) == 0
-    assert "nothing about accuracy: give run=… of a run that `largebatch probe` measured" in capsys.readouterr().out.splitlines()[-1]
+    assert (
+        "nothing about accuracy: give run=… of a run that `largebatch probe` measured"
+        in capsys.readouterr().out.splitlines()[-1]
+    )
 
 
 def test_a_probe_of_another_network_is_refused(probed):
