@@ -24,5 +24,5 @@ def test_an_ensemble_in_the_room_of_two_networks(largebatch, runs):
 def test_help_teaches_when_to_use_what(largebatch):
     done = largebatch("eval", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "== When to use which offload ==" in done.stdout
+    assert "== The modes of offload ==" in done.stdout
     assert "batches_per_load=1 " in done.stdout
