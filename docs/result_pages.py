@@ -20,7 +20,7 @@ LINK = re.compile(r"\]\(([^)\s:#]+)(#[^)\s]*)?\)")
 
 
 def write_pages(root: Path, directory: Path) -> None:
-    """Write the page of every study, and of the tables beside its README.
+    """Write the page of every study, and of the tables in the directory of its README.
 
     Args:
         root: The repository.

@@ -46,7 +46,7 @@ TINY = (
 
 @dataclass(frozen=True)
 class Place:
-    """Where a step runs: ``dry`` is a tiny size on the CPU, ``scratch`` a folder that is removed afterwards."""
+    """Settings of a step: ``dry`` is a tiny size on the CPU, ``scratch`` a folder that is removed afterwards."""
 
     dry: bool
     out: Path
@@ -281,7 +281,7 @@ SHAPES = ((64, 112), (64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7))  # R
 
 
 def kernels(place: Place) -> Facts:
-    """Return GB/s of the BatchNorm kernels, forward and backward, beside a copy; and the longest of a step."""
+    """Return GB/s of the BatchNorm kernels, forward and backward, and of a copy; and the longest of a step."""
     import torch
 
     from largebatch.models.batchnorm_kernels import normalise
@@ -376,7 +376,7 @@ def memory(place: Place) -> Facts:
 
 
 def resnet50(place: Place) -> Facts:
-    """Time the step of ResNet-50 at k = 8, n = 32 in every way, beside plain loops."""
+    """Time the step of ResNet-50 at k = 8, n = 32 in every way, and plain loops."""
     sides = "[plain,ours,separate]" if place.dry else "[plain,plain_compiled,ours,separate,graphs]"
     few = ["bench.sides=" + sides, "bench.repeats=" + ("1" if place.dry else "3")]
     if place.dry:

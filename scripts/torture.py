@@ -63,7 +63,7 @@ DATA = (
 
 @dataclass(frozen=True)
 class Outside:
-    """Where a process prints: to a file, or to a pipe or a terminal, whose other end is closed after a while.
+    """Take what a process prints: a file, or a pipe or a terminal, whose other end is closed after a while.
 
     Attributes:
         output: file, pipe or terminal.

@@ -1,4 +1,4 @@
-"""What the tests of the Python API share: words of a run that takes half a second."""
+"""Provide the tests of the Python API with the arguments of a run that takes half a second."""
 
 import pytest
 
